@@ -1,0 +1,35 @@
+# Everything runs from .venv; nothing else is needed but Python 3.11 or newer.
+PYTHON ?= python3
+# Directory of simplified ndjson files that `make bench` measures on.
+DATA ?= ../shared/data/quickdraw/simplified
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench serve clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m sketchray.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	test -f .demo/bench/manifest.json || $(BIN)/python jobs/ingest.py --source $(DATA) --out .demo/bench
+	$(BIN)/python benchmarks/train.py --data .demo/bench
+
+serve: setup
+	$(BIN)/serve run serve_config.yaml
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

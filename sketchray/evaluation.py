@@ -1,0 +1,246 @@
+"""A checkpoint run over a data set on Ray Data: metrics, confusion, early recognition; and batch prediction.
+
+Sums are made where the drawings are and added up once, so a metric depends on neither the number of workers nor the
+batch size. Shapes: K classes of the model.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs as pafs
+import torch
+
+from sketchray.batch import Batch, pad
+from sketchray.checkpoint import best
+from sketchray.cluster import Cluster, connect
+from sketchray.columns import from_column
+from sketchray.engine import SUMS, new_sums, score, to_metrics
+from sketchray.errors import CheckpointError, DataError
+from sketchray.feed import EvalFeed, collate, windows_of
+from sketchray.predictor import Predictor
+from sketchray.shards import open_shards
+from sketchray.sources import Source
+from sketchray.storage import absolute, open_filesystem
+
+logger = logging.getLogger(__name__)
+
+PREFIXES = (25, 50, 75, 100)  # per cent of the points that the model is shown
+BATCH_SIZE = 256
+ROWS_PER_TASK = 4_096  # of batch prediction
+
+
+@dataclass
+class Evaluation:
+    """What a checkpoint makes of a split.
+
+    Attributes:
+        result: the job's JSON.
+        classes: of the model.
+        confusion: `(K, K)` drawings by true class (rows) and first guess (columns).
+    """
+
+    result: dict[str, Any]
+    classes: list[str]
+    confusion: npt.NDArray[np.int64] = field(repr=False)
+
+
+class _Scorer:
+    """Scores windows, in an actor that holds the model."""
+
+    def __init__(self, checkpoint: str, feed: EvalFeed, data_classes: list[str], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.predictor = Predictor.load(checkpoint)
+        self.feed = feed
+        index = {name: number for number, name in enumerate(self.predictor.meta.classes)}
+        self.labels = torch.tensor([index[name] for name in data_classes])  # data label -> model label
+
+    def __call__(self, places: pa.Table) -> pa.Table:
+        windows = windows_of(self.feed, (0,))
+        number = len(self.predictor.meta.classes)
+        sums = torch.stack([new_sums() for _ in PREFIXES])
+        confusion = np.zeros(number * number, np.int64)
+        for place in places["id"].to_pylist():
+            window = collate(self.feed.read(*windows[place]))
+            for batch in self.feed.cut(Batch(window.values, window.offsets, self.labels[window.labels])):
+                for row, percent in enumerate(PREFIXES):
+                    shown = batch if percent == 100 else batch.prefix(percent / 100)
+                    points, lengths = pad(shown.values, shown.offsets, self.predictor.meta.model.max_points)
+                    logits = torch.from_numpy(self.predictor.padded_logits(points, lengths))
+                    sums[row] += score(logits, batch.labels)
+                pairs = batch.labels.numpy() * number + logits.argmax(1).numpy()
+                confusion += np.bincount(pairs, minlength=len(confusion))
+        return pa.table({"sums": [sums.numpy().reshape(-1)], "confusion": [confusion]})
+
+
+def _actors(cluster: Cluster) -> tuple[int, int]:
+    """Returns how many actors score, and threads of each: all CPUs but the one that reads are for them."""
+    actors = max(1, int(cluster.cpus) - 1)
+    return actors, max(1, int(cluster.cpus) // actors)
+
+
+def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
+    """Returns metrics of a checkpoint on a split, on the Ray cluster that is connected.
+
+    Args:
+        checkpoint: a checkpoint, a run (its best), an ONNX file, or a URI of one.
+        data: a directory or URI that `ingest` wrote.
+        split: train, valid, test or all.
+
+    Raises:
+        CheckpointError: there is none, or it does not know a class of the data.
+        DataError: the data set cannot be used, or the split is empty.
+    """
+    import ray
+
+    data, checkpoint = absolute(data), absolute(checkpoint)
+    shards = open_shards(data)
+    rows = shards.rows(split)
+    if not len(rows):
+        raise DataError(f"{data}: the {split} split is empty; choose another --split")
+    predictor = Predictor.load(checkpoint)
+    classes = predictor.meta.classes
+    unknown = sorted(set(shards.classes) - set(classes))
+    if unknown:
+        raise CheckpointError(
+            f"{data}: class {unknown[0]!r} is not one of the {len(classes)} that {checkpoint} knows; "
+            f"ingest with --classes, or train on this data"
+        )
+    actors, threads = _actors(connect())
+    feed = EvalFeed(rows, BATCH_SIZE)
+    dataset = ray.data.range(feed.windows, override_num_blocks=feed.windows).map_batches(
+        _Scorer,
+        fn_constructor_args=(checkpoint, feed, shards.classes, threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, feed.windows)),
+        num_cpus=1,
+    )
+    dataset.context.enable_progress_bars = False
+    sums = np.zeros((len(PREFIXES), len(SUMS)))
+    confusion = np.zeros(len(classes) ** 2, np.int64)
+    started = time.perf_counter()
+    for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in part.to_pylist():  # type: ignore[union-attr]
+            sums += np.reshape(row["sums"], sums.shape)
+            confusion += np.asarray(row["confusion"])
+        now = time.perf_counter()
+        done = sums[-1, 0]
+        rate = done / (now - started)
+        logger.info(
+            "scored %s of %s drawings, %s drawings/s, %.0f s left",
+            f"{done:,.0f}",
+            f"{len(rows):,}",
+            f"{rate:,.0f}",
+            (len(rows) - done) / rate,
+        )
+    metrics = to_metrics(torch.from_numpy(sums[-1]), "")
+    early = {str(percent): float(row[2] / row[0]) for percent, row in zip(PREFIXES, sums, strict=True)}
+    result = {
+        "split": split,
+        "drawings": int(sums[-1, 0]),
+        **metrics,
+        "early": early,
+        "drawings_per_s": round(len(rows) / (time.perf_counter() - started), 1),
+    }
+    return Evaluation(result, classes, confusion.reshape(len(classes), len(classes)))
+
+
+class _Guesser:
+    """Predicts drawings, in an actor that holds the model."""
+
+    def __init__(self, checkpoint: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.predictor = Predictor.load(checkpoint)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        points, offsets = from_column(table["points"])
+        drawings = np.split(points, offsets[1:-1])
+        by_length = np.argsort(np.diff(offsets), kind="stable")
+        guesses: list[Any] = [None] * len(drawings)
+        for start in range(0, len(drawings), BATCH_SIZE):
+            rows = by_length[start : start + BATCH_SIZE].tolist()
+            for row, guess in zip(rows, self.predictor.predict([drawings[row] for row in rows]), strict=True):
+                guesses[row] = guess
+        columns = {
+            "key_id": table["key_id"],
+            "class": table["class"],
+            "label": [guess[0].label for guess in guesses],
+            "probability": [guess[0].probability for guess in guesses],
+            "top": pa.array(
+                [[guess._asdict() for guess in five] for five in guesses],
+                pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float32())])),
+            ),
+        }
+        return pa.table(columns).cast(PREDICTION_SCHEMA)
+
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("key_id", pa.uint64()),
+        ("class", pa.string()),
+        ("label", pa.string()),
+        ("probability", pa.float32()),
+        ("top", pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float32())]))),
+    ]
+)
+
+
+class _ReadPart:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, numbers: pa.Table) -> Any:
+        for part in numbers["id"].to_pylist():
+            yield from self.source.read(part)
+
+
+def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
+    """Writes Parquet files with a guess for each drawing of a source, and returns the job's JSON.
+
+    Columns: `key_id`, `class` (as the source says, null if it does not), `label` and `probability` (the first guess),
+    `top` (the five likeliest).
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        DataError: a record is bad, or `out` is in use. Nothing is left in `out`.
+    """
+    import ray
+
+    out, checkpoint = absolute(out), absolute(checkpoint)
+    Predictor.load(checkpoint)
+    filesystem, path = open_filesystem(out)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        raise DataError(f"--out {out}: exists; choose another directory or remove it")
+    actors, threads = _actors(connect())
+    started = time.perf_counter()
+    parts = len(source.parts)
+    dataset = ray.data.range(parts, override_num_blocks=parts)
+    dataset = dataset.map_batches(_ReadPart(source), batch_size=None, batch_format="pyarrow").map_batches(
+        _Guesser,
+        fn_constructor_args=(checkpoint, threads),
+        batch_size=ROWS_PER_TASK,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        num_cpus=1,
+    )
+    dataset.context.enable_progress_bars = False
+    try:
+        dataset = dataset.materialize()
+        dataset.write_parquet(out)
+    except BaseException:
+        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        raise
+    seconds = time.perf_counter() - started
+    drawings = dataset.count()
+    return {
+        "out": out,
+        "checkpoint": best(checkpoint) if not checkpoint.endswith(".onnx") else checkpoint,
+        "drawings": drawings,
+        "drawings_per_s": round(drawings / seconds, 1),
+    }

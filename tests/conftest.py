@@ -1,0 +1,101 @@
+"""Real drawings where they are at hand, doodles where not; one Ray cluster and one service for the whole session."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sketchray import doodles
+from sketchray.cluster import quiet_ray
+from sketchray.demo import free_port, isolate_serve
+from sketchray.engine import TrainConfig
+from sketchray.ingest import ingest
+from sketchray.model import ModelConfig
+from sketchray.sources import open_source
+from sketchray.strokes import to_record
+from sketchray.training import train
+
+ROOT = Path(__file__).parents[1]
+TINY = TrainConfig(
+    model=ModelConfig(conv_channels=(32, 48), conv_kernels=(5, 5), conv_strides=(2, 2), rnn_layers=1, rnn_size=32),
+    num_epochs=2,
+    batch_size=32,
+    warmup=0.1,
+    lr=1e-2,
+)
+
+
+def find_quickdraw() -> Path | None:
+    """Returns the directory of real drawings: QUICKDRAW_DIR, or the one beside the project, if it is there."""
+    directory = Path(os.environ.get("QUICKDRAW_DIR", ROOT.parent / "shared" / "data" / "quickdraw"))
+    return directory if directory.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def quickdraw_dir() -> Path | None:
+    """The directory of real drawings, if it is there."""
+    return find_quickdraw()
+
+
+def real_records(per_class: int, classes: int = 1) -> list[dict[str, Any]]:
+    """Returns real simplified records, `per_class` of each of some classes; doodles where there are none."""
+    directory = find_quickdraw()
+    if directory is None:
+        return [
+            {"word": name, "key_id": str(number * 1000 + index + 1), "drawing": to_record(doodles.draw(name, index))}
+            for number, name in enumerate(doodles.CLASSES[:classes])
+            for index in range(per_class)
+        ]
+    files = sorted((directory / "simplified").glob("*.ndjson"))[:classes]
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()[:per_class]]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """Starts the one Ray cluster of the test session, two CPUs, and returns its address for jobs run as processes."""
+    import ray
+
+    isolate_serve()
+    quiet_ray()
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=512 << 20,
+        log_to_driver=False,
+        dashboard_port=free_port(),  # the usual one may be another cluster's
+    )
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def doodle_shards(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ingests 120 generated doodles of each class."""
+    out = str(tmp_path_factory.mktemp("data") / "doodles")
+    ingest(open_source(None, "doodles", per_class=120, seed=3), out, seed=3)
+    return out
+
+
+@pytest.fixture(scope="session")
+def run(doodle_shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Trains a small model with two workers, and returns the run's directory."""
+    runs = str(tmp_path_factory.mktemp("runs"))
+    result = train(TINY, data=doodle_shards, storage_path=runs, name="tiny", num_workers=2)
+    return str(result["run"])
+
+
+@pytest.fixture(scope="session")
+def service(run: str) -> Iterator[str]:
+    """Serves the small model behind HAProxy on loopback, and returns the URL."""
+    from ray import serve
+
+    from sketchray.service import Settings, build
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    serve.run(build(Settings(checkpoint=run)), name="sketchray", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()

@@ -1,0 +1,186 @@
+"""Checkpoints on disk, and the predictor that reads them."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from sketchray import doodles
+from sketchray.checkpoint import Meta, best, library_versions, load, load_state, save
+from sketchray.errors import CheckpointError, Error
+from sketchray.model import ModelConfig, StrokeClassifier
+from sketchray.predictor import Predictor, export
+from sketchray.storage import child, open_filesystem
+
+DRAWINGS = [doodles.draw(name, 0) for name in doodles.CLASSES]
+
+
+def write(directory: Path, *, top1: float = 0.5, seed: int = 0, model: ModelConfig = TINY.model) -> Path:
+    """Writes a checkpoint of an untrained model that knows the doodles."""
+    directory.mkdir(parents=True)
+    torch.manual_seed(seed)
+    weights = StrokeClassifier(model, len(doodles.CLASSES)).state_dict()
+    meta = Meta(
+        model=model,
+        config={},
+        classes=list(doodles.CLASSES),
+        epoch=1,
+        step=10,
+        metrics={"val_top1": top1},
+        data={"synthetic": True},
+        licence="none",
+        versions=library_versions(),
+    )
+    save(directory, weights, meta, {"steps": 10})
+    return directory
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "a", seed=3)
+    torch.manual_seed(3)
+    original = StrokeClassifier(TINY.model, 10)
+    model, meta = load(str(tmp_path / "a"))
+    assert not model.training
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    assert meta.classes == list(doodles.CLASSES)
+    assert load_state(tmp_path / "a") == {"steps": 10}
+
+
+def test_best_finds_the_highest_accuracy_also_in_folders(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "early", top1=0.2)
+    write(tmp_path / "run" / "trial" / "good", top1=0.9)
+    write(tmp_path / "run" / "late", top1=0.7)
+    assert best(str(tmp_path / "run")) == str(tmp_path / "run" / "trial" / "good")
+    assert best(str(tmp_path / "run" / "late")) == str(tmp_path / "run" / "late")
+    uri = f"file://{tmp_path}/run"
+    assert best(uri) == f"{uri}/trial/good"
+    assert load(best(uri))[1].metrics == {"val_top1": 0.9}
+
+
+def test_uris_keep_their_query() -> None:
+    assert child("s3://bucket/runs?region=eu", "a") == "s3://bucket/runs/a?region=eu"
+    assert child("/runs/", "a") == "/runs/a"
+    with pytest.raises(Error, match="ftp://x: not a URI that pyarrow opens"):
+        open_filesystem("ftp://x")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such directory"):
+        best(str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        best(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"not a checkpoint \(no meta\.json\)"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "meta.json").write_text("{"), "not valid JSON"),
+        (lambda path: (path / "meta.json").write_text("[]"), "checkpoint format version None, this sketchray reads 1"),
+        (lambda path: (path / "meta.json").write_text('{"format_version": 9}'), "format version 9"),
+        (lambda path: (path / "meta.json").write_text('{"format_version": 1}'), "Field required"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 40), "the checkpoint is damaged"),
+        (lambda path: (path / "model.safetensors").unlink(), "the checkpoint is damaged"),
+        (lambda path: os.truncate(path / "model.safetensors", 5000), "the checkpoint is damaged"),
+        (lambda path: edit(path / "meta.json", classes=["a", "b"]), "the checkpoint is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: object, message: str) -> None:
+    damage(write(tmp_path / "a"))  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path / "a"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class Malice:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_a_state_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    proof = tmp_path / "ran"
+    content = pickle.dumps(Malice(f"touch {proof}"))
+    (tmp_path / "a" / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="the checkpoint is damaged or hostile"):
+        load_state(tmp_path / "a")
+    assert not proof.exists()
+    pickle.loads(content)  # what the check is worth: unpickled, it does run
+    assert proof.exists()
+
+
+def test_without_a_whole_state_training_cannot_go_on(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    os.truncate(tmp_path / "a" / "state.pt", 300)
+    with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
+        load_state(tmp_path / "a")
+    (tmp_path / "a" / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"no state\.pt, so training cannot go on"):
+        load_state(tmp_path / "a")
+    load(str(tmp_path / "a"))  # answering needs none
+
+
+def test_the_predictor_answers_what_the_model_does(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    predictor = Predictor.load(str(tmp_path / "a"))
+    together = predictor.predict(DRAWINGS, top_k=99)
+    model, _ = load(str(tmp_path / "a"))
+    for drawing, guesses in zip(DRAWINGS, together, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(drawing)[None], torch.tensor([len(drawing)]))
+        expected = logits.softmax(1)[0]
+        found = torch.tensor([dict(guesses)[name] for name in doodles.CLASSES])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert [guess.probability for guess in guesses] == sorted((g.probability for g in guesses), reverse=True)
+    assert [len(guesses) for guesses in predictor.predict(DRAWINGS[:2], top_k=3)] == [3, 3]
+
+
+def test_the_version_changes_with_the_weights(tmp_path: Path) -> None:
+    versions = {Predictor.load(str(write(tmp_path / str(seed), seed=seed))).version for seed in (1, 2)}
+    assert len(versions) == 2
+    assert Predictor.load(str(tmp_path / "1")).version in versions
+
+
+@pytest.mark.parametrize(
+    "model",
+    [TINY.model, ModelConfig(conv_channels=(8, 8), rnn_layers=0, conv_norm="batch", pooling=("last", "sum"))],
+    ids=["conv and rnn", "conv"],
+)
+def test_an_exported_model_answers_the_same(tmp_path: Path, model: ModelConfig) -> None:
+    write(tmp_path / "a", model=model)
+    result = export(str(tmp_path / "a"), str(tmp_path / "a.onnx"))
+    assert result["largest_difference"] <= 1e-4
+    ours, theirs = Predictor.load(str(tmp_path / "a")), Predictor.load(str(tmp_path / "a.onnx"))
+    rng = np.random.default_rng(0)
+    for number, longest in ((1, 1), (1, 7), (3, 300), (17, 64)):
+        drawings = [rng.integers(-40, 40, (rng.integers(1, longest + 1), 3)).astype(np.int16) for _ in range(number)]
+        for drawing in drawings:
+            drawing[:, 2] = rng.random(len(drawing)) < 0.2
+        np.testing.assert_allclose(theirs.logits(drawings), ours.logits(drawings), rtol=0, atol=1e-4)
+    assert theirs.predict(DRAWINGS)[0][0].label == ours.predict(DRAWINGS)[0][0].label
+
+
+def test_exports_go_to_an_onnx_file_only(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"name a file that ends in \.onnx"):
+        export(str(tmp_path / "a"), str(tmp_path / "a.bin"))
+    with pytest.raises(CheckpointError, match="no such directory; make it first"):
+        export(str(tmp_path / "a"), str(tmp_path / "no" / "a.onnx"))
+    (tmp_path / "b.onnx").write_bytes(b"\0\1")
+    with pytest.raises(CheckpointError, match=r"not a model that jobs/export\.py wrote"):
+        Predictor.load(str(tmp_path / "b.onnx"))

@@ -1,0 +1,18 @@
+"""The demo's drawing of a drawing."""
+
+import numpy as np
+
+from sketchray.demo import dots
+from sketchray.strokes import from_record
+
+
+def test_a_line_from_corner_to_corner_touches_both() -> None:
+    lines = dots(from_record([[[0, 255], [0, 255]]])).splitlines()
+    assert len(lines) == 10
+    assert lines[0][0] != "\u2800"
+    assert len(lines[-1]) == 24
+    assert {0x2800 <= ord(character) <= 0x28FF for line in lines for character in line} == {True}
+
+
+def test_a_single_dot_is_drawn() -> None:
+    assert dots(np.array([[0, 0, 0], [0, 0, 1]], np.int16)).strip("\n") == "\u2801"
