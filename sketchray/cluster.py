@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from sketchray.errors import RunError
 
+logger = logging.getLogger(__name__)
+
 DATA_CPUS = 1.0  # kept free for Ray Data's reading tasks
 
 
@@ -74,3 +76,19 @@ def cpus_per_worker(cluster: Cluster, num_workers: int, *, use_gpu: bool = False
         )
     # Ray counts in 1/10,000 CPU; rounding down keeps the sum within the cluster.
     return min(1.0, int(free / num_workers * 1000) / 1000)
+
+
+def tell_if_busy(cpus: float, gpus: float = 0.0) -> None:
+    """Says what a run is going to wait for, where other work (a service, another run) holds what it needs now."""
+    import ray
+
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    for kind, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > free.get(kind, 0.0):
+            logger.warning(
+                "waiting for %g %ss, of which %g are free: the rest is held by other work on this cluster, or by "
+                "nodes still to start; `ray status` shows it",
+                needed,
+                kind,
+                free.get(kind, 0.0),
+            )

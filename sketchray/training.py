@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sketchray import checkpoint as checkpoints
 from sketchray.batch import Batch
 from sketchray.checkpoint import Meta, library_versions
-from sketchray.cluster import connect, cpus_per_worker, quiet_ray
+from sketchray.cluster import DATA_CPUS, connect, cpus_per_worker, quiet_ray, tell_if_busy
 from sketchray.engine import Learner, TrainConfig, to_metrics
 from sketchray.errors import RunError
 from sketchray.feed import EvalFeed, TrainFeed, batches, ray_batches
@@ -254,6 +254,7 @@ def train(
     for world_size in (least, most):
         TrainFeed(shards.rows("train"), config.batch_size, config.seed, 0, world_size)  # checks that it divides
     run = claim_run(config, storage_path, name, resume=resume)
+    tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)
 
     worker = {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
     trainer = make_trainer(config, data, storage_path=storage_path, name=name, num_workers=num_workers, worker=worker)

@@ -85,17 +85,3 @@ def run(doodle_shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     runs = str(tmp_path_factory.mktemp("runs"))
     result = train(TINY, data=doodle_shards, storage_path=runs, name="tiny", num_workers=2)
     return str(result["run"])
-
-
-@pytest.fixture(scope="session")
-def service(run: str) -> Iterator[str]:
-    """Serves the small model behind HAProxy on loopback, and returns the URL."""
-    from ray import serve
-
-    from sketchray.service import Settings, build
-
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
-    serve.run(build(Settings(checkpoint=run)), name="sketchray", route_prefix="/")
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()

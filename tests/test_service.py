@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,28 @@ from starlette.testclient import TestClient
 
 from sketchray import doodles
 from sketchray.checkpoint import best
+from sketchray.demo import free_port
 from sketchray.errors import CheckpointError
 from sketchray.predictor import Predictor
 from sketchray.service import KEYS, MAX_BODY_BYTES, WEB, Settings, app, build
 from sketchray.strokes import to_record
 
 SQUARE = [[[0, 255, 255, 0, 0], [0, 0, 255, 255, 0]]]
+
+
+@pytest.fixture(scope="module")
+def service(run: str) -> Iterator[str]:
+    """Serves the small model behind HAProxy on loopback, and returns the URL.
+
+    Only while this file runs: a replica holds one of the cluster's two CPUs, and trainings need both.
+    """
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    serve.run(build(Settings(checkpoint=run)), name="sketchray", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from sketchray import checkpoint as checkpoints
 from sketchray.augment import AugmentConfig
-from sketchray.cluster import Cluster, cpus_per_worker
+from sketchray.cluster import Cluster, cpus_per_worker, tell_if_busy
 from sketchray.engine import Learner
 from sketchray.errors import CheckpointError, DataError, RunError
 from sketchray.feed import EvalFeed, TrainFeed, batches
@@ -193,3 +193,11 @@ def test_impossible_sums_are_refused() -> None:
         cpus_per_worker(Cluster(4, 0), 0)
     with pytest.raises(RunError, match="start Ray with --num-cpus 2"):
         cpus_per_worker(Cluster(1, 0), 1)
+
+
+def test_a_run_that_must_wait_says_for_what(cluster: str, caplog: pytest.LogCaptureFixture) -> None:
+    tell_if_busy(2.0)
+    assert not caplog.messages
+    tell_if_busy(2.0, 1.0)
+    (message,) = caplog.messages
+    assert message.startswith("waiting for 1 GPUs, of which 0 are free: the rest is held by other work")
