@@ -102,7 +102,7 @@ def draw(name: str, index: int, seed: int = 0) -> Int16Array:
     for stroke in SHAPES[name](rng):
         bent = (stroke * [stretch, 1.0]) @ turn.T + rng.normal(0, 0.02, stroke.shape)
         strokes.append(bent[::-1] if rng.random() < 0.3 else bent)
-    simple = simplify(strokes)
-    ends = np.cumsum([len(stroke) for stroke in simple])
-    x, y = np.concatenate(simple).astype(np.int64).T
-    return deltas(x, y, ends, ends[-1:])
+    x, y = np.concatenate(strokes).T
+    ends = np.cumsum([len(stroke) for stroke in strokes])
+    x, y, ends = simplify(x, y, ends, np.array([len(strokes)]))
+    return deltas(x.astype(np.int64), y.astype(np.int64), ends, ends[-1:])

@@ -6,8 +6,7 @@ each stroke. Quick, Draw! publishes the same thing as nested lists `[[x...], [y.
 Shapes: B drawings, N points of all drawings, S strokes of all drawings.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,30 +19,38 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 BOX = 255  # Side of the square, in pixels, that a simplified drawing fills. Source: quickdraw-dataset README.
+LIMIT = np.iinfo(np.int16).max  # Coordinates beyond plus or minus this many pixels are no drawing.
+MAX_POINTS = 10_000  # Of a drawing as it comes; the longest published simplified ones have some hundreds.
+RESAMPLED = 4 << 20  # Points that `simplify` resamples at a time, some 300 MB of work space.
+FIXED = 1 << 40  # Parts of a pixel in which lengths along a stroke are counted.
 EPSILON = 2.0  # Ramer-Douglas-Peucker tolerance in pixels. Source: quickdraw-dataset README.
 
 
-def deltas(x: IntArray, y: IntArray, stroke_ends: IntArray, drawing_ends: IntArray) -> Int16Array:
+def deltas(
+    x: IntArray | Int16Array, y: IntArray | Int16Array, stroke_ends: IntArray, drawing_ends: IntArray
+) -> Int16Array:
     """Returns `(N, 3)` points of many drawings from their absolute coordinates.
 
     Args:
-        x, y: `(N,)` coordinates in pixels, all drawings end to end.
+        x, y: `(N,)` coordinates in pixels, all drawings end to end; as int16, which is faster, only those in 0..255.
         stroke_ends: `(S,)` index past the last point of each stroke, increasing.
         drawing_ends: `(B,)` index past the last point of each drawing, increasing.
 
     Raises:
         StrokeError: a step does not fit int16.
     """
-    points = np.zeros((len(x), 3), np.int64)
+    points = np.zeros((len(x), 3), x.dtype)
+    if not len(x):
+        return points.astype(np.int16)
     for axis, coordinate in enumerate((x, y)):
-        points[0:1, axis] = coordinate[0:1]
-        points[1:, axis] = np.diff(coordinate)
+        points[0, axis] = coordinate[0]
+        np.subtract(coordinate[1:], coordinate[:-1], out=points[1:, axis])
         starts = drawing_ends[:-1]
         points[starts, axis] = coordinate[starts]
-    if points.size and max(points.max(), -points.min()) > np.iinfo(np.int16).max:
+    if max(points.max(), -points.min()) > np.iinfo(np.int16).max:
         raise StrokeError("a step between two points does not fit int16 (-32767..32767 pixels)")
     points[stroke_ends - 1, 2] = 1
-    return points.astype(np.int16)
+    return points.astype(np.int16, copy=False)
 
 
 def to_strokes(points: Int16Array) -> list[IntArray]:
@@ -58,7 +65,7 @@ def to_record(points: Int16Array) -> list[list[list[int]]]:
     return [[stroke[:, 0].tolist(), stroke[:, 1].tolist()] for stroke in to_strokes(points)]
 
 
-def from_record(drawing: Any, *, max_points: int = 10_000) -> Int16Array:
+def from_record(drawing: Any, *, max_points: int = MAX_POINTS) -> Int16Array:
     """Returns the `(N, 3)` points of one record's `drawing`, simplified first if it is not in the published form.
 
     Accepts what Quick, Draw! publishes: strokes `[[x...], [y...]]` (simplified) or `[[x...], [y...], [t...]]` (raw).
@@ -79,82 +86,144 @@ def from_record(drawing: Any, *, max_points: int = 10_000) -> Int16Array:
             raise StrokeError(f"drawing[{index}]: expected [[x...], [y...]] or [[x...], [y...], [t...]]")
         try:
             axes = [np.asarray(axis) for axis in stroke]
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise StrokeError(f"drawing[{index}]: coordinates must be flat lists of numbers") from error
         if any(axis.ndim != 1 or not axis.size or axis.dtype.kind not in "iuf" for axis in axes):
             raise StrokeError(f"drawing[{index}]: coordinates must be flat, non-empty lists of numbers")
         if len({len(axis) for axis in axes}) != 1:
             raise StrokeError(f"drawing[{index}]: lists of unequal length {[len(axis) for axis in axes]}")
+        if not all(np.isfinite(axis).all() for axis in axes):
+            raise StrokeError(f"drawing[{index}]: numbers must be finite")
         positions = np.stack(axes[:2], axis=1).astype(np.float64)
-        if not np.isfinite(positions).all() or np.abs(positions).max() > 1e6:
-            raise StrokeError(f"drawing[{index}]: coordinates must be finite and within 1e6 pixels")
+        if np.abs(positions).max() > LIMIT:
+            raise StrokeError(f"drawing[{index}]: coordinates must be within -{LIMIT}..{LIMIT} pixels, the int16 range")
         raw = raw or len(stroke) == 3 or bool((positions != np.rint(positions)).any())
         strokes.append(positions)
     total = sum(map(len, strokes))
     if total > max_points:
         raise StrokeError(f"drawing: {total:,} points, at most {max_points:,} are accepted")
-    everything = np.concatenate(strokes)
-    if raw or everything.min() < 0 or everything.max() > BOX:
-        strokes = simplify(strokes)
-        everything = np.concatenate(strokes)
+    x, y = np.concatenate(strokes).T
     ends = np.cumsum([len(stroke) for stroke in strokes])
-    x, y = everything.astype(np.int64).T
-    return deltas(x, y, ends, ends[-1:])
+    if raw or min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > BOX:
+        x, y, ends = simplify(x, y, ends, np.array([len(strokes)]))
+    return deltas(x.astype(np.int64), y.astype(np.int64), ends, ends[-1:])
 
 
-def simplify(strokes: Sequence[FloatArray]) -> list[FloatArray]:
-    """Returns strokes as Google simplified them: aligned, scaled to 0..255, resampled at 1 pixel, then thinned.
+def simplify(
+    x: FloatArray, y: FloatArray, stroke_ends: IntArray, drawing_strokes: IntArray
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Returns drawings as Google simplified them: aligned, scaled to 0..255, resampled at 1 pixel, then thinned.
 
     Source: the four steps in the README of googlecreativelab/quickdraw-dataset.
 
     Args:
-        strokes: `(n, 2)` arrays of x, y in any unit.
+        x, y: `(N,)` coordinates in any unit, all drawings end to end.
+        stroke_ends: `(S,)` index past the last point of each stroke.
+        drawing_strokes: `(B,)` index past the last stroke of each drawing.
 
     Returns:
-        `(m, 2)` arrays of whole pixels.
+        x, y in whole pixels and the new `stroke_ends`.
     """
-    low = np.min([stroke.min(axis=0) for stroke in strokes], axis=0)
-    high = np.max([stroke.max(axis=0) for stroke in strokes], axis=0)
-    side = float((high - low).max())
-    scale = BOX / side if side > 0 else 0.0
-    simple = []
-    for stroke in strokes:
-        scaled = (stroke - low) * scale
-        reached = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(scaled, axis=0).T))])
-        # A dot becomes two equal points, as in the published files.
-        distance = np.append(np.arange(0.0, max(reached[-1], 0.5), 1.0), reached[-1])
-        resampled = np.stack([np.interp(distance, reached, scaled[:, axis]) for axis in (0, 1)], axis=1)
-        simple.append(np.rint(thin(resampled, EPSILON)))
-    return simple
+    if not len(x):
+        return x, y, stroke_ends
+    stroke_starts = _starts(stroke_ends)
+    drawing_starts = stroke_starts[_starts(drawing_strokes)]
+    drawing_lengths = np.diff(np.append(drawing_starts, len(x)))
+    low = [np.minimum.reduceat(axis, drawing_starts) for axis in (x, y)]
+    high = [np.maximum.reduceat(axis, drawing_starts) for axis in (x, y)]
+    side = np.maximum(high[0] - low[0], high[1] - low[1])
+    scale = np.divide(BOX, side, out=np.zeros_like(side), where=side > 0)
+    x, y = (
+        (axis - np.repeat(corner, drawing_lengths)) * np.repeat(scale, drawing_lengths)
+        for axis, corner in zip((x, y), low, strict=True)
+    )
+    if len(drawing_strokes) > 1 and np.hypot(np.diff(x), np.diff(y)).sum() > RESAMPLED:
+        halves = _halves(x, y, stroke_ends, drawing_strokes)
+        first, second = (simplify(*half) for half in halves)
+        ends = np.concatenate([first[2], second[2] + len(first[0])])
+        return np.append(first[0], second[0]), np.append(first[1], second[1]), ends
+    x, y, stroke_ends = resample(x, y, stroke_ends)
+    keep = thin(x, y, stroke_ends, EPSILON)
+    kept_ends = np.cumsum(keep, dtype=np.int64)[stroke_ends - 1]
+    return np.rint(x[keep]), np.rint(y[keep]), kept_ends
 
 
-def thin(line: FloatArray, epsilon: float) -> FloatArray:
-    """Returns the points of a polyline that Ramer-Douglas-Peucker keeps.
+def _halves(
+    x: FloatArray, y: FloatArray, stroke_ends: IntArray, drawing_strokes: IntArray
+) -> Iterator[tuple[FloatArray, FloatArray, IntArray, IntArray]]:
+    """Yields the first and the second half of some drawings."""
+    strokes = drawing_strokes[len(drawing_strokes) // 2 - 1]
+    points = stroke_ends[strokes - 1]
+    half = len(drawing_strokes) // 2
+    yield x[:points], y[:points], stroke_ends[:strokes], drawing_strokes[:half]
+    yield x[points:], y[points:], stroke_ends[strokes:] - points, drawing_strokes[half:] - strokes
+
+
+def resample(x: FloatArray, y: FloatArray, stroke_ends: IntArray) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Returns `(N,)` points of strokes resampled at 1 pixel along each, its last point kept.
+
+    A dot becomes two equal points, as in the published files.
+    """
+    starts, lengths = _starts(stroke_ends), np.diff(stroke_ends, prepend=0)
+    step = np.hypot(np.diff(x, prepend=x[:1]), np.diff(y, prepend=y[:1]))
+    step[starts] = 0.0
+    # Sums in fixed point are exact, so that what stands before a stroke does not change its last bits.
+    reached = np.cumsum(np.rint(step * FIXED).astype(np.int64))
+    reached -= np.repeat(reached[starts], lengths)
+    total = reached[stroke_ends - 1]
+    counts = np.maximum(-(-total // FIXED), 1) + 1
+    ends = np.cumsum(counts)
+    of = np.repeat(np.arange(len(counts)), counts)  # the stroke of each new point
+    distance = np.minimum((np.arange(ends[-1]) - _starts(ends)[of]) * FIXED, total[of])
+    # A new point lies on the segment that starts at the last old point before it.
+    first_after = np.repeat(_starts(ends), lengths) - (-reached // FIXED)
+    segment = np.cumsum(np.bincount(first_after, minlength=len(of))) - 1
+    segment = np.clip(segment, starts[of], np.maximum(stroke_ends[of] - 2, starts[of]))
+    after = np.minimum(segment + 1, stroke_ends[of] - 1)
+    length = (reached[after] - reached[segment]).astype(np.float64)
+    share = np.divide(distance - reached[segment], length, out=np.zeros_like(length), where=length > 0)
+    x, y = (axis[segment] + share * (axis[after] - axis[segment]) for axis in (x, y))
+    return x, y, ends
+
+
+def thin(x: FloatArray, y: FloatArray, stroke_ends: IntArray, epsilon: float) -> npt.NDArray[np.bool_]:
+    """Returns which of the `(N,)` points of strokes Ramer-Douglas-Peucker keeps.
 
     The distance is to the infinite line through the ends, as in the published files, not to the segment between them
     (which libraries such as GEOS take): on strokes that end near their start the two keep different points.
 
+    All strokes are halved together, one round for each depth of the recursion.
+
     Args:
-        line: `(n, 2)` x, y.
-        epsilon: points closer than this to the chord are dropped, in the unit of `line`.
+        epsilon: points no farther than this from the chord are dropped, in the unit of `x` and `y`.
     """
-    keep = np.zeros(len(line), bool)
-    keep[[0, -1]] = True
-    spans = [(0, len(line) - 1)]
-    while spans:  # one round a kept point; the distances of a span are one array
-        start, stop = spans.pop()
-        if stop - start < 2:
-            continue
-        inner = line[start + 1 : stop] - line[start]
-        chord = line[stop] - line[start]
-        length = math.hypot(*chord)
-        if length > 0:
-            distance = np.abs(inner[:, 0] * chord[1] - inner[:, 1] * chord[0]) / length
-        else:
-            distance = np.hypot(inner[:, 0], inner[:, 1])
-        farthest = int(distance.argmax())
-        if distance[farthest] > epsilon:
-            middle = start + 1 + farthest
-            keep[middle] = True
-            spans += [(start, middle), (middle, stop)]
-    return line[keep]
+    keep = np.zeros(len(x), bool)
+    start, stop = _starts(stroke_ends), stroke_ends - 1
+    keep[start] = keep[stop] = True
+    while True:
+        wide = stop - start > 1
+        start, stop = start[wide], stop[wide]
+        if not len(start):
+            return keep
+        inner = stop - start - 1
+        ends = np.cumsum(inner)
+        span = np.repeat(np.arange(len(inner)), inner)
+        point = np.arange(ends[-1]) - _starts(ends)[span] + start[span] + 1
+        chord_x, chord_y = x[stop] - x[start], y[stop] - y[start]
+        length = np.hypot(chord_x, chord_y)
+        dx, dy = x[point] - x[start][span], y[point] - y[start][span]
+        closed = length == 0
+        across = np.abs(dx * chord_y[span] - dy * chord_x[span]) / np.where(closed, 1.0, length)[span]
+        distance = np.where(closed[span], np.hypot(dx, dy), across)
+        farthest = np.maximum.reduceat(distance, _starts(ends))
+        is_farthest = np.flatnonzero(distance == farthest[span])
+        first = is_farthest[np.unique(span[is_farthest], return_index=True)[1]]
+        split = farthest > epsilon
+        middle = point[first][split]
+        keep[middle] = True
+        start, stop = np.concatenate([start[split], middle]), np.concatenate([middle, stop[split]])
+
+
+def _starts(ends: IntArray) -> IntArray:
+    """Returns where runs start that end at `ends`, the first at 0."""
+    return np.concatenate([[0], ends[:-1]])

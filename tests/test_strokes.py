@@ -12,7 +12,17 @@ from conftest import real_records
 from sketchray import doodles
 from sketchray.columns import from_column, to_column
 from sketchray.errors import StrokeError
-from sketchray.strokes import EPSILON, FloatArray, deltas, from_record, simplify, thin, to_record, to_strokes
+from sketchray.strokes import (
+    EPSILON,
+    RESAMPLED,
+    FloatArray,
+    deltas,
+    from_record,
+    simplify,
+    thin,
+    to_record,
+    to_strokes,
+)
 
 BOTH_FORMS = "4939281837588480"  # the key of a drawing that is at hand raw and simplified
 
@@ -65,13 +75,62 @@ def test_thinning_is_ramer_douglas_peucker(seed: int) -> None:
     line = rng.normal(0, 2, (rng.integers(2, 200), 2)).cumsum(0)
     if seed % 3 == 0:
         line[-1] = line[0]  # a closed stroke has no chord
-    assert thin(line, EPSILON).tolist() == recursive_rdp(line, EPSILON)
+    keep = thin(*line.T, np.array([len(line)]), EPSILON)
+    assert line[keep].tolist() == recursive_rdp(line, EPSILON)
+
+
+def test_strokes_are_thinned_together_as_each_alone() -> None:
+    rng = np.random.default_rng(7)
+    lines = [rng.normal(0, 3, (length, 2)).cumsum(0) for length in (1, 2, 90, 3, 40, 1)]
+    keep = thin(*np.concatenate(lines).T, np.cumsum([len(line) for line in lines]), EPSILON)
+    for line, kept in zip(lines, np.split(keep, np.cumsum([len(line) for line in lines])[:-1]), strict=True):
+        assert line[kept].tolist() == (recursive_rdp(line, EPSILON) if len(line) > 1 else line.tolist())
+
+
+def slow_simplify(strokes: list[FloatArray]) -> list[list[list[float]]]:
+    """The published steps, a stroke at a time: np.interp for the resampling, recursion for the thinning."""
+    low = np.min([stroke.min(axis=0) for stroke in strokes], axis=0)
+    side = np.max([(stroke - low).max() for stroke in strokes])
+    simple = []
+    for stroke in strokes:
+        scaled = (stroke - low) * (255 / side if side else 0)
+        reached = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(scaled, axis=0).T))])
+        distance = np.append(np.arange(0.0, max(reached[-1], 0.5), 1.0), reached[-1])
+        line = np.stack([np.interp(distance, reached, axis) for axis in scaled.T], axis=1)
+        simple.append(np.rint(recursive_rdp(line, EPSILON)).tolist())
+    return simple
+
+
+def random_drawing(rng: np.random.Generator) -> list[FloatArray]:
+    """Strokes as a hand draws them, in fractions of pixels; some are dots, some stand still for a while."""
+    strokes = []
+    for _ in range(rng.integers(1, 6)):
+        steps = rng.normal(0, 8, (rng.integers(1, 80), 2))
+        steps[rng.random(len(steps)) < 0.1] = 0
+        strokes.append(steps.cumsum(0))
+    return strokes
+
+
+@pytest.mark.parametrize("budget", [RESAMPLED, 1000])
+def test_many_drawings_are_simplified_together_as_one_by_one(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    monkeypatch.setattr("sketchray.strokes.RESAMPLED", budget)
+    rng = np.random.default_rng(11)
+    drawings = [random_drawing(rng) for _ in range(200)]
+    strokes = [stroke for drawing in drawings for stroke in drawing]
+    x, y = np.concatenate(strokes).T
+    ends = np.cumsum([len(stroke) for stroke in strokes])
+    x, y, ends = simplify(x, y, ends, np.cumsum([len(drawing) for drawing in drawings]))
+    found = [line.tolist() for line in np.split(np.stack([x, y], axis=1), ends[:-1])]
+    expected = [line for drawing in drawings for line in slow_simplify(drawing)]
+    same = sum(one == other for one, other in zip(found, expected, strict=True))
+    # Sums of steps differ in their last bits, and at times a coordinate lies halfway between two pixels.
+    assert same >= 0.99 * len(expected)
 
 
 def test_simplified_drawings_fill_the_box_and_keep_their_shape() -> None:
     angle = np.linspace(0, 2 * np.pi, 500)
     circle = np.stack([1000 * np.cos(angle) - 5, 1000 * np.sin(angle) + 7], axis=1)
-    (simple,) = simplify([circle])
+    simple = simplified(circle)
     assert simple.min(0).tolist() == [0, 0]
     assert simple.max() == 255
     radius = np.hypot(*(simple - 127.5).T)
@@ -80,7 +139,14 @@ def test_simplified_drawings_fill_the_box_and_keep_their_shape() -> None:
 
 
 def test_a_dot_becomes_two_equal_points() -> None:
-    assert simplify([np.array([[7.5, 9.25]])])[0].tolist() == [[0, 0], [0, 0]]
+    assert simplified(np.array([[7.5, 9.25]])).tolist() == [[0, 0], [0, 0]]
+
+
+def simplified(line: FloatArray) -> FloatArray:
+    """Returns a drawing of one stroke, simplified."""
+    x, y, ends = simplify(*line.T, np.array([len(line)]), np.array([1]))
+    assert ends.tolist() == [len(x)]
+    return np.stack([x, y], axis=1)
 
 
 def test_a_simplified_record_is_left_as_it_is() -> None:
@@ -105,9 +171,11 @@ def test_a_simplified_record_is_left_as_it_is() -> None:
         ([[[0, [1]], [0, 1]]], r"drawing\[0\]: coordinates"),
         ([[[None], [0]]], r"drawing\[0\]: coordinates"),
         ([[[True], [False]]], r"drawing\[0\]: coordinates"),
-        ([[[math.nan], [0]]], r"drawing\[0\]: coordinates must be finite"),
-        ([[[math.inf], [0]]], r"drawing\[0\]: coordinates must be finite"),
+        ([[[math.nan], [0]]], r"drawing\[0\]: numbers must be finite"),
+        ([[[math.inf], [0]]], r"drawing\[0\]: numbers must be finite"),
+        ([[[1], [0], [math.inf]]], r"drawing\[0\]: numbers must be finite"),
         ([[[10**30], [0]]], r"drawing\[0\]: coordinates"),
+        ([[[-32_768], [0]]], r"drawing\[0\]: coordinates must be within -32767\.\.32767 pixels"),
         ([[[0] * 11, [0] * 11]], "11 points, at most 10 are accepted"),
     ],
 )
