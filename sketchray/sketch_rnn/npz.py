@@ -9,6 +9,7 @@ stand-ins that only record what they are called with, and the arrays are built h
 Shapes: N points of a drawing.
 """
 
+import errno
 import io
 import os
 import pickle
@@ -24,8 +25,12 @@ Int16Array = npt.NDArray[np.int16]
 
 SPLITS = ("train", "valid", "test")
 
-# 70,000 drawings of 250 points are 105 MB. Source: quickdraw-dataset README; `max_seq_len` in Magenta's sketch_rnn.
-MAX_MEMBER_BYTES = 1 << 30
+# The largest class has 340,029 drawings, in the `.full.npz` files; 45 points a drawing are usual, 250 the most.
+# Source: quickdraw-dataset README; `max_seq_len` in Magenta's sketch_rnn.
+MAX_MEMBER_BYTES = 256 << 20
+MAX_DRAWINGS = 1_000_000  # of a split
+OPCODES, OPCODES_PER_DRAWING = 1000, 40  # Python 2 wrote 18 a drawing, Python 3 writes 30; each takes up to 100 bytes.
+PIECE_BYTES = 1 << 20  # unpacked at a time
 
 _INTEGERS = {
     f"{order}{kind}{size}": np.dtype(f"{order}{kind}{size}")
@@ -33,6 +38,10 @@ _INTEGERS = {
     for kind in "iu"
     for size in (1, 2, 4, 8)
 }
+
+
+class HostileFileError(ValueError):
+    """A file that was made to do harm: a pickle that asks for more than arrays, or that unpacks to too much."""
 
 
 def read_npz(
@@ -48,79 +57,125 @@ def read_npz(
         splits: Which of `SPLITS` to read; the others are not unpacked.
 
     Raises:
-        ValueError: The file is hostile, damaged or of another layout. The message names the file and the member.
+        HostileFileError: The file is made to do harm.
+        ValueError: The file is damaged or of another layout. The message names the file and the member.
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", repr(source))
+    try:
+        found = unpack(source, splits=splits)
+    except (HostileFileError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    drawings: dict[str, list[Int16Array]] = {}
+    for split, items in found.items():
+        drawings[split] = []
+        for index, item in enumerate(items):
+            if isinstance(item, str):
+                raise ValueError(f"{name}: {split}.npy: drawing {index} {item}")
+            drawings[split].append(item)
+        if items:
+            # One pass over all points: checking each drawing by itself takes longer than unpickling it.
+            pen_up = np.concatenate([drawing[:, 2] for drawing in drawings[split]])
+            if pen_up.min() < 0 or pen_up.max() > 1:
+                index = next(i for i, drawing in enumerate(drawings[split]) if not np.isin(drawing[:, 2], (0, 1)).all())
+                reason = "pen_up (the third column) must be 0 or 1 in each point"
+                raise ValueError(f"{name}: {split}.npy: drawing {index}: {reason}")
+    return drawings
+
+
+def unpack(
+    source: str | os.PathLike[str] | BinaryIO, *, splits: Sequence[str] = SPLITS
+) -> dict[str, list[Int16Array | str]]:
+    """Returns as `read_npz` does, but for a malformed drawing why it is none, and `pen_up` is not looked at.
+
+    Raises:
+        HostileFileError: The file is made to do harm.
+        ValueError: The file is damaged or of another layout. The message does not name the file.
+    """
     expected = [f"{split}.npy" for split in SPLITS]
     try:
         archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{name}: not an .npz file ({error}); download it again") from error
+    except Exception as error:
+        raise _to_damage(error, "not an .npz file") from error
     with archive:
         if sorted(archive.namelist()) != sorted(expected):
-            raise ValueError(f"{name}: holds {sorted(archive.namelist())}, but a SketchRNN file holds {expected}")
+            raise ValueError(f"holds {reprlib.repr(sorted(archive.namelist()))}, but a SketchRNN file holds {expected}")
         drawings = {}
         for split in splits:
             try:
                 drawings[split] = _read_member(archive, f"{split}.npy")
-            except OSError:
-                raise
-            except Exception as error:  # a crafted pickle, header or deflate stream may fail in any way
-                reason = str(error) or type(error).__name__
-                raise ValueError(f"{name}: {split}.npy: {reason}") from error
+            except HostileFileError as error:
+                raise HostileFileError(f"{split}.npy: {error}") from error
+            except Exception as error:
+                raise _to_damage(error, f"{split}.npy") from error
     return drawings
 
 
-def _read_member(archive: zipfile.ZipFile, member: str) -> list[Int16Array]:
-    size = archive.getinfo(member).file_size  # zipfile unpacks no more than this, and checks the CRC at its end
-    if size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{size} bytes when unpacked; {MAX_MEMBER_BYTES} are allowed")
-    stream = io.BytesIO(archive.read(member))
+def _to_damage(error: Exception, what: str) -> Exception:
+    """Returns what a crafted or damaged header, deflate stream or pickle means; it may fail in any way."""
+    # zipfile seeks to where a damaged file says: to before its start, too.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        return error
+    return ValueError(f"{what}: {str(error) or type(error).__name__}; download it again")
+
+
+def _read_member(archive: zipfile.ZipFile, member: str) -> list[Int16Array | str]:
+    info = archive.getinfo(member)
+    # zipfile would unpack other methods without a limit.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"is compressed by method {info.compress_type}; NumPy stores or deflates")
+    if info.file_size > MAX_MEMBER_BYTES:
+        raise HostileFileError(f"{info.file_size} bytes when unpacked; {MAX_MEMBER_BYTES} are allowed")
+    stream = io.BytesIO()
+    # In pieces, since zipfile unpacks up to 1 GiB at once before it looks at the size. It checks the CRC at the end.
+    with archive.open(info) as packed:
+        while piece := packed.read(PIECE_BYTES):
+            stream.write(piece)
+    stream.seek(0)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("not an array of NPY version 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype != np.dtype(object) or len(shape) != 1:
         raise ValueError(f"is a {shape} array of {dtype}; a SketchRNN file holds a list of drawings, (K,) of object")
-    match _Unpickler(stream, encoding="latin1").load():
+    if not 0 <= shape[0] <= MAX_DRAWINGS:
+        raise HostileFileError(f"promises {shape[0]} drawings; {MAX_DRAWINGS} are allowed")
+    match _Unpickler(stream, num_drawings=shape[0]).load():
         case _Array(state=(1, (length,), _Dtype(descr="|O8" | "|O4"), False, list() as items)):
             pass
         case _:
             raise ValueError("the pickle is not an array of objects")
     if stream.read(1) or not length == len(items) == shape[0]:
         raise ValueError(f"the header promises {shape[0]} drawings; the pickle has {len(items)}, or bytes after them")
-
-    drawings = [_build_drawing(item, index) for index, item in enumerate(items)]
-    if drawings:
-        # One pass over all points: checking each drawing by itself takes longer than unpickling it.
-        pen_up = np.concatenate([drawing[:, 2] for drawing in drawings])
-        if pen_up.min() < 0 or pen_up.max() > 1:
-            index = next(i for i, drawing in enumerate(drawings) if not np.isin(drawing[:, 2], (0, 1)).all())
-            raise ValueError(f"drawing {index}: pen_up (the third column) must be 0 or 1 in each point")
-    return drawings
+    # One array may stand in the list many times, so that little of a file becomes much.
+    if sum(len(item.data) for item in items if isinstance(item, _Array)) > MAX_MEMBER_BYTES:
+        raise HostileFileError(f"repeats drawings to more than the {MAX_MEMBER_BYTES} bytes that are allowed")
+    for index, item in enumerate(items):  # in place, which frees the stand-ins
+        items[index] = _build_drawing(item)
+    return items
 
 
-def _build_drawing(item: object, index: int) -> Int16Array:
+def _build_drawing(item: object) -> Int16Array | str:
+    """Returns a drawing, or why it is none."""
     match item:
         case _Array(state=(1, tuple() as shape, _Dtype() as recorded, bool() as fortran, (bytes() | str()) as data)):
             pass
         case _:
-            raise ValueError(f"drawing {index} is not an array")
+            return "is not an array"
     dtype = _INTEGERS.get(recorded.descr)
     if dtype is None:
-        raise ValueError(f"drawing {index} has dtype {reprlib.repr(recorded.descr)}; integers are needed")
+        return f"has dtype {reprlib.repr(recorded.descr)}; integers are needed"
     match shape:
         case (int() as length, 3) if length >= 1:
             pass
         case _:
             # reprlib: a few bytes of pickle can nest a tuple so that its full text would fill the memory.
-            raise ValueError(f"drawing {index} has shape {reprlib.repr(shape)}; (N, 3) with N >= 1 is needed")
+            return f"has shape {reprlib.repr(shape)}; (N, 3) with N >= 1 is needed"
     values = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)
     if len(values) != 3 * length:
-        raise ValueError(f"drawing {index} has {len(values)} values; its shape {shape} needs {3 * length}")
+        return f"has {len(values)} values; its shape {shape} needs {3 * length}"
     points = values.reshape(shape, order="F" if fortran else "C")
     limits = np.iinfo(np.int16)
     if not np.can_cast(dtype, np.int16) and (points.min() < limits.min or points.max() > limits.max):
-        raise ValueError(f"drawing {index} has values outside {limits.min}..{limits.max}, the range of int16")
+        return f"has values outside {limits.min}..{limits.max}, the range of int16"
     return points.astype(np.int16, order="C")
 
 
@@ -131,7 +186,17 @@ class _Array:
 
     def __init__(self, subtype: object, *_: object) -> None:
         if subtype is not _NDARRAY:
-            raise pickle.UnpicklingError("only plain arrays are read")
+            raise HostileFileError("asks for an array that is not a plain one")
+        self.state: object = None
+
+    @property
+    def data(self) -> bytes | str:
+        """The bytes of the array; empty where they are none."""
+        match self.state:
+            case (_, _, _, _, (bytes() | str()) as data):
+                return data
+            case _:
+                return b""
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -153,13 +218,9 @@ class _Dtype:
                 raise pickle.UnpicklingError(f"only plain dtypes are read, not one with {reprlib.repr(state)}")
 
 
-class _Latin1(bytes):
-    """Stands in for `_codecs.encode`, with which Python 3 writes bytes in a pickle of protocol 2."""
-
-    def __new__(cls, text: object, encoding: object) -> "_Latin1":
-        if not isinstance(text, str) or encoding != "latin1":
-            raise pickle.UnpicklingError("only latin1 text is read as bytes")
-        return super().__new__(cls, text.encode("latin1"))
+def _no_bytes() -> bytes:
+    """Stands in for `bytes`, which Python 3 calls for the bytes of an empty array in a pickle of protocol 2."""
+    return b""
 
 
 _NDARRAY = object()
@@ -168,7 +229,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # as NumPy 2 calls it
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _Latin1,
+    ("__builtin__", "bytes"): _no_bytes,
 }
 
 
@@ -187,22 +248,50 @@ _OPCODES = (
 
 
 class _Dispatch(dict[int, Callable[[Any], None]]):
+    """The opcodes, of which so many may be run."""
+
+    def __init__(self, opcodes: dict[int, Callable[[Any], None]], limit: int) -> None:
+        super().__init__(opcodes)
+        self._left = limit
+
+    def __getitem__(self, opcode: int) -> Callable[[Any], None]:
+        self._left -= 1
+        if self._left < 0:
+            raise HostileFileError("its pickle has more opcodes than its drawings need")
+        return super().__getitem__(opcode)
+
     def __missing__(self, opcode: int) -> Never:
-        raise pickle.UnpicklingError(f"has opcode {bytes([opcode])!r}, which no array needs")
+        raise HostileFileError(f"has opcode {bytes([opcode])!r}, which no array needs")
 
 
 class _Unpickler(pickle._Unpickler):
-    """Unpickles into stand-ins.
+    """Unpickles into stand-ins, with memory in proportion to the drawings that the header promises.
 
     The base is the Python implementation. The C one has no table of opcodes to shorten, and (as of Python 3.11) makes
-    its memo as long as the largest index: for the seven bytes `]repla.` it takes 26 GB. The price is 4 microseconds a
+    its memo as long as the largest index: for the seven bytes `]repla.` it takes 26 GB. The price is 6 microseconds a
     drawing. Source: CPython issue 115952.
     """
 
-    dispatch = _Dispatch({code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES})
+    def __init__(self, stream: BinaryIO, *, num_drawings: int) -> None:
+        super().__init__(stream, encoding="latin1")
+        opcodes = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
+        self.dispatch = _Dispatch(opcodes, OPCODES + OPCODES_PER_DRAWING * num_drawings)  # type: ignore[misc] # a budget each
+        self._bytes_left = MAX_MEMBER_BYTES
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns the stand-in of an admitted name; raises `UnpicklingError` for any other."""
+        """Returns the stand-in of an admitted name; raises `HostileFileError` for any other."""
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}; refused, since only NumPy arrays are read")
+            asked = reprlib.repr(f"{module}.{name}")[1:-1]
+            raise HostileFileError(f"asks for {asked}; refused, since only NumPy arrays are read")
         return _ADMITTED[module, name]
+
+    def _encode(self, text: object, encoding: object) -> bytes:
+        """Stands in for `_codecs.encode`, with which Python 3 writes bytes in a pickle of protocol 2."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise HostileFileError("asks for a text in another encoding than latin1")
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            raise HostileFileError(f"repeats texts to more than the {MAX_MEMBER_BYTES} bytes that are allowed")
+        return text.encode("latin1")
