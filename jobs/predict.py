@@ -12,8 +12,8 @@ class Arguments:
 
     Attributes:
         checkpoint: checkpoint, run (its best checkpoint is taken), ONNX file, or a URI of one.
-        source: file, directory or glob of ndjson files; not used by `--format doodles`.
-        format: what the source holds; `auto` looks at its first record.
+        source: file, directory, glob pattern or URI of one; not used by `--format doodles`.
+        format: of the files; `auto` looks at their first bytes.
         out: directory or URI to write; it must not exist.
         debug: show tracebacks and Ray's own log.
     """

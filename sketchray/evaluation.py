@@ -196,7 +196,10 @@ class _ReadPart:
 
     def __call__(self, numbers: pa.Table) -> Any:
         for part in numbers["id"].to_pylist():
-            yield from self.source.read(part)
+            for block in self.source.read(part):
+                for line, reason in block.bad:
+                    raise DataError(f"{self.source.parts[part].uri}:{line}: {reason}; mend or remove it")
+                yield block.table
 
 
 def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
@@ -217,6 +220,7 @@ def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         raise DataError(f"--out {out}: exists; choose another directory or remove it")
     actors, threads = _actors(connect())
+    source = source.fetched()
     started = time.perf_counter()
     parts = len(source.parts)
     dataset = ray.data.range(parts, override_num_blocks=parts)

@@ -5,6 +5,7 @@ incomplete and is refused. Each shard holds drawings of all classes in hash orde
 then test; a row group never spans two splits, so a split is read without touching the others.
 """
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from sketchray.columns import POINTS
 from sketchray.errors import DataError
 from sketchray.storage import open_filesystem
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
 ROW_GROUP = 1024  # drawings, about 270 KB: small enough that reading a slice wastes little
@@ -38,6 +39,15 @@ class RowGroup(BaseModel):
     rows: int
 
 
+class File(BaseModel):
+    """Size and SHA-256 of a shard, by which a copy is known to be whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_bytes: int
+    sha256: str
+
+
 class Manifest(BaseModel):
     """What `manifest.json` holds: everything about a data set but the drawings.
 
@@ -46,6 +56,8 @@ class Manifest(BaseModel):
         splits: drawings in each split.
         class_counts: drawings of each class, over all splits.
         duplicates: equal drawings of one class that were dropped.
+        quarantined: records that were no drawings; `quarantine.ndjson` names each.
+        files: the shards, by name.
         row_groups: in shard order.
         provenance: source, format, seed, licence, and whether the drawings are synthetic.
     """
@@ -57,6 +69,8 @@ class Manifest(BaseModel):
     splits: dict[str, int]
     class_counts: dict[str, int]
     duplicates: int
+    quarantined: int
+    files: dict[str, File]
     row_groups: list[RowGroup]
     provenance: dict[str, str | int | bool]
 
@@ -106,6 +120,24 @@ class ShardSet:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{uri}/{MANIFEST}: {where}: {first['msg']}; ingest again") from error
+        sizes = {info.base_name: info.size for info in filesystem.get_file_info(pafs.FileSelector(path))}
+        for name, file in self.manifest.files.items():
+            if sizes.get(name) != file.num_bytes:
+                found = f"has {sizes[name]:,} bytes instead of {file.num_bytes:,}" if name in sizes else "is missing"
+                raise DataError(f"{uri}/{name}: {found}; copy the data set again, or ingest again")
+
+    def verify(self) -> None:
+        """Reads every shard and compares it with its checksum.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
+        filesystem, path = open_filesystem(self.uri)
+        for name, file in self.manifest.files.items():
+            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != file.sha256:
+                raise DataError(f"{self.uri}/{name}: damaged, its checksum is wrong; copy it again, or ingest again")
 
     @property
     def classes(self) -> list[str]:

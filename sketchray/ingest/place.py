@@ -1,0 +1,53 @@
+"""Where a drawing goes: its place in the global shuffle and its split, by hashes of what it is, never of where it came.
+
+Shapes: B drawings, N points of all drawings.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sketchray.columns import Int16Array, IntArray
+
+PLACES = 1 << 62  # places in the shuffle, 0..PLACES - 1
+TRAIN_SHARE, VALID_SHARE = 0.8, 0.1  # of the drawings whose split is not published
+
+UInt64Array = npt.NDArray[np.uint64]
+
+
+def mix(values: UInt64Array | int) -> UInt64Array:
+    """Returns 64-bit hashes of 64-bit numbers. Source: SplitMix64, Steele, Lea and Flood 2014."""
+    with np.errstate(over="ignore"):
+        mixed = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def content_hash(names: pa.StringArray, points: Int16Array, offsets: IntArray) -> UInt64Array:
+    """Returns a `(B,)` hash of each drawing's class and points; `names` has the class of each drawing."""
+    if not len(names):
+        return np.zeros(0, np.uint64)
+    position = np.arange(len(points)) - np.repeat(offsets[:-1], np.diff(offsets))
+    packed = points.astype(np.uint16).astype(np.uint64) << np.array([0, 16, 32], np.uint64)
+    with np.errstate(over="ignore"):
+        sums = np.add.reduceat(mix(packed.sum(1, dtype=np.uint64) ^ mix(position.astype(np.uint64))), offsets[:-1])
+    encoded = names.dictionary_encode()
+    of_name = [
+        int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+        for name in encoded.dictionary.to_pylist()
+    ]
+    return mix(sums ^ np.array(of_name, np.uint64)[encoded.indices.to_numpy()])
+
+
+def choose_place(content: UInt64Array, seed: int) -> IntArray:
+    """Returns `(B,)` places in the shuffle that `seed` names, from content hashes."""
+    return (mix(content ^ mix(seed)) >> np.uint64(2)).astype(np.int64)
+
+
+def choose_split(keys: UInt64Array) -> npt.NDArray[np.object_]:
+    """Returns `train`, `valid` or `test` for each key: 80, 10 and 10 %, the same for a key wherever it stands."""
+    share = mix(keys) / np.float64(2**64)
+    return np.where(share < TRAIN_SHARE, "train", np.where(share < TRAIN_SHARE + VALID_SHARE, "valid", "test"))
