@@ -62,7 +62,7 @@ class Source:
     def provenance(self, classes: Sequence[str]) -> dict[str, str | int | bool]:
         """Returns what goes into the metadata of shards with these classes: nothing of the host or the time."""
         about: dict[str, str | int | bool] = {
-            "format": ", ".join(sorted({part.format for part in self.parts})),
+            "format": ", ".join(sorted({part.format for part in self.parts} - {"unknown"})),
             "synthetic": self.synthetic,
         }
         if self.synthetic:

@@ -208,16 +208,23 @@ def thin(x: FloatArray, y: FloatArray, stroke_ends: IntArray, epsilon: float) ->
         inner = stop - start - 1
         ends = np.cumsum(inner)
         span = np.repeat(np.arange(len(inner)), inner)
-        point = np.arange(ends[-1]) - _starts(ends)[span] + start[span] + 1
+        point = np.arange(ends[-1]) + np.repeat(start + 1 - _starts(ends), inner)
         chord_x, chord_y = x[stop] - x[start], y[stop] - y[start]
         length = np.hypot(chord_x, chord_y)
-        dx, dy = x[point] - x[start][span], y[point] - y[start][span]
         closed = length == 0
-        across = np.abs(dx * chord_y[span] - dy * chord_x[span]) / np.where(closed, 1.0, length)[span]
-        distance = np.where(closed[span], np.hypot(dx, dy), across)
+        dx, dy = x[point], y[point]
+        dx -= np.repeat(x[start], inner)
+        dy -= np.repeat(y[start], inner)
+        distance = dx * np.repeat(chord_y, inner)
+        distance -= dy * np.repeat(chord_x, inner)
+        np.abs(distance, out=distance)
+        distance /= np.repeat(np.where(closed, 1.0, length), inner)
+        if closed.any():
+            at = np.flatnonzero(closed[span])
+            distance[at] = np.hypot(dx[at], dy[at])
         farthest = np.maximum.reduceat(distance, _starts(ends))
-        is_farthest = np.flatnonzero(distance == farthest[span])
-        first = is_farthest[np.unique(span[is_farthest], return_index=True)[1]]
+        is_farthest = np.flatnonzero(distance == np.repeat(farthest, inner))
+        first = is_farthest[np.flatnonzero(np.diff(span[is_farthest], prepend=-1))]
         split = farthest > epsilon
         middle = point[first][split]
         keep[middle] = True

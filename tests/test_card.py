@@ -10,11 +10,18 @@ import pytest
 from conftest import real_records
 from test_census import NAMES, TABLE, WHOLE, make_table
 
-from sketchray.card import Statistics, collect, merge, render
-from sketchray.census import GALLERY
+from sketchray.card import render
+from sketchray.census import GALLERY, Statistics, collect, merge
 from sketchray.strokes import from_record
 
-REAL = {"format": "simplified", "synthetic": False, "licence": "CC BY 4.0", "seed": 7, "num_shards": 3}
+REAL = {
+    "format": "simplified",
+    "synthetic": False,
+    "licence": "CC BY 4.0",
+    "attribution": "Google",
+    "seed": 7,
+    "num_shards": 3,
+}
 VOID = {"meta"}  # elements of the page without an end tag
 
 
@@ -102,12 +109,18 @@ def test_the_page_says_of_how_many_it_is_known_what_the_game_recognized() -> Non
         assert f'<th scope="row">recognized by the game</th><td>{wanted}</td>' in page
 
 
-@pytest.mark.parametrize("synthetic", [False, True])
-def test_doodles_are_not_called_googles(synthetic: bool) -> None:
-    page = page_of(provenance={**REAL, "synthetic": synthetic, "licence": "a licence"})
-    assert ("Synthetic doodles." in page) == synthetic
-    assert ("Google" in page) == (not synthetic)
-    assert ("creativecommons.org/licenses/by/4.0" in page) == (not synthetic)
+@pytest.mark.parametrize(
+    ("provenance", "note"),
+    [
+        ({"synthetic": True, "licence": "a licence"}, "Synthetic doodles."),
+        ({"synthetic": False, "licence": "unknown"}, "Of unknown origin."),
+    ],
+)
+def test_what_is_not_googles_is_not_called_so(provenance: dict[str, str | bool], note: str) -> None:
+    for page, is_real in ((page_of(provenance=provenance), False), (page_of(), True)):
+        assert (note in page) == (not is_real)
+        assert ("Google" in page) == is_real
+        assert ("creativecommons.org/licenses/by/4.0" in page) == is_real
 
 
 def test_the_page_loads_and_runs_nothing() -> None:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 GROUP_BYTES = 8 << 20  # of files that are read by one task: it has a cost, and a small file is not worth one
 DRAWING_BYTES = 300  # about what a doodle would take in a file
+MAX_CLASSES = 32_767  # labels are int16
 ROWS_PER_SHARD = 32_768  # about 9 MB
 
 
@@ -70,6 +71,8 @@ def ingest(
     except BaseException as error:
         if isinstance(find_error(error), RefusedError | HostileError) or not stage.reports("group"):
             stage.remove()
+        else:
+            logger.info("what is complete stays in %s: run the same command again to go on", stage.out)
         raise
 
 
@@ -83,7 +86,7 @@ def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, str
     started = time.perf_counter()
     connect()
     groups = _group(source)
-    _run("read", len(groups), "group", stage, Reader(source, stage, groups, seed, strict))
+    read = _run("read", len(groups), "group", stage, Reader(source, stage, groups, seed, strict))
     reports = [GroupReport.model_validate(stage.read_json(name)) for name in stage.reports("group")]
     counts: Counter[str] = Counter()
     for report in reports:
@@ -99,6 +102,11 @@ def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, str
         first = next((f": {bad['reason']} ({bad['source']}:{bad['line']})" for r in reports for bad in r.examples), "")
         raise RefusedError(f"{source.parts[0].uri}: no drawing in the source{first}")
 
+    if len(classes) > MAX_CLASSES:
+        raise RefusedError(
+            f"{source.parts[0].uri}: {len(classes):,} classes ({_shown(classes)}), at most {MAX_CLASSES:,}; "
+            "choose some with --classes, or name the files after their classes"
+        )
     num_shards = num_shards or -(-sum(sum(report.runs) for report in reports) // ROWS_PER_SHARD)
     runs = [run_name(group, number) for group, report in enumerate(reports) for number in range(len(report.runs))]
     provenance = {**source.provenance(classes), "seed": seed, "num_shards": num_shards}
@@ -109,7 +117,6 @@ def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, str
     manifest = _finish(stage, reports, classes, provenance)
     if "attribution" in provenance:
         logger.info(provenance["attribution"])
-    read = sum(counts.values())
     return {
         "out": stage.out,
         "drawings": sum(manifest.splits.values()),
@@ -121,15 +128,15 @@ def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, str
     }
 
 
-def _run(verb: str, number: int, kind: str, stage: Stage, task: Callable[[int], int]) -> None:
-    """Runs the tasks 0..number - 1 that are not reported as done, with Ray Data."""
+def _run(verb: str, number: int, kind: str, stage: Stage, task: Callable[[int], int]) -> int:
+    """Runs the tasks 0..number - 1 that are not reported as done, with Ray Data; returns their number of drawings."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = {int(name.removeprefix(f"{kind}-").removesuffix(".json")) for name in stage.reports(kind)}
     pending = [index for index in range(number) if index not in done]
     if not pending:
-        return
+        return 0
 
     def call(rows: pa.Table) -> Iterator[pa.Table]:
         for index in rows["id"].to_pylist():
@@ -143,6 +150,7 @@ def _run(verb: str, number: int, kind: str, stage: Stage, task: Callable[[int], 
         drawings += row["drawings"]
         rate = drawings / (time.perf_counter() - started)
         logger.info("%s %d of %d %ss, %s drawings, %s/s", verb, finished, number, kind, f"{drawings:,}", f"{rate:,.0f}")
+    return drawings
 
 
 def _group(source: Source) -> list[list[int]]:

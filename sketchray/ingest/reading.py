@@ -34,6 +34,7 @@ class GroupReport(BaseModel):
         runs: rows of each run that it wrote.
         class_counts: drawings of each class in each part, by the part's number.
         bad: quarantined records, counted by kind.
+        bad_files: that name each of them.
         examples: the first of them.
     """
 
@@ -41,6 +42,7 @@ class GroupReport(BaseModel):
     class_counts: dict[int, dict[str, int]]
     duplicates: int
     bad: dict[str, int]
+    bad_files: int
     examples: list[dict[str, Any]]
 
 
@@ -52,7 +54,7 @@ class Reader:
 
     def __call__(self, group: int) -> int:
         """Reads a group; returns the number of its drawings."""
-        report = GroupReport(runs=[], class_counts={}, duplicates=0, bad={}, examples=[])
+        report = GroupReport(runs=[], class_counts={}, duplicates=0, bad={}, bad_files=0, examples=[])
         bad: list[str] = []
         waiting: list[pa.Table] = []
         for part in self.groups[group]:
@@ -72,10 +74,13 @@ class Reader:
                 if sum(map(len, waiting)) >= RUN_ROWS:
                     self._write_run(group, waiting, report)
                     waiting = []
+                if len(bad) >= RUN_ROWS:
+                    self._write_bad(group, bad, report)
+                    bad = []
         if waiting:
             self._write_run(group, waiting, report)
         if bad:
-            self.stage.write(f"{STAGE}/bad-{group:05d}.ndjson", "".join(f"{line}\n" for line in bad).encode())
+            self._write_bad(group, bad, report)
         self.stage.write(f"{STAGE}/group-{group:05d}.json", report.model_dump_json().encode())
         return sum(sum(counts.values()) for counts in report.class_counts.values())
 
@@ -105,6 +110,11 @@ class Reader:
         report.runs.append(len(table))
         report.duplicates += duplicates
 
+    def _write_bad(self, group: int, bad: list[str], report: GroupReport) -> None:
+        name = f"{STAGE}/bad-{group:05d}-{report.bad_files:05d}.ndjson"
+        self.stage.write(name, "".join(f"{line}\n" for line in bad).encode())
+        report.bad_files += 1
+
 
 def run_name(group: int, number: int) -> str:
     """Returns the name of a run's file."""
@@ -112,8 +122,10 @@ def run_name(group: int, number: int) -> str:
 
 
 def kind_of(reason: str) -> str:
-    """Returns what reasons of bad records have in common: numbers and what is quoted are left out."""
-    return re.sub(r"-?\d[\d,.]*", "N", re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)", "…", reason))[:100]
+    """Returns what reasons of bad records have in common: numbers, and what is quoted or in brackets, are left out."""
+    kind = re.sub(r" ?\(.*\)", "", reason)
+    kind = re.sub(r"'.*'|\".*\"|\[[^\]]*\]", "…", kind)
+    return re.sub(r"-?\d[\d,.]*", "N", kind).removesuffix(": …")[:100]
 
 
 def _ranks(names: pa.StringArray, seen: dict[str, int]) -> IntArray:

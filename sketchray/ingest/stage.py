@@ -1,6 +1,7 @@
 """The working directory of an ingest: what is done so far, so that a killed one goes on where it was."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from sketchray.storage import open_filesystem
 
 STAGE = "_ingest"
 PLAN = "plan.json"
+ATTEMPTS = 50  # to remove what tasks may still write, 0.1 s apart
 CARD, QUARANTINE = "card.html", "quarantine.ndjson"
 
 
@@ -126,10 +128,17 @@ class Stage:
 
     def remove(self) -> None:
         """Removes all that an ingest writes, and the directory if it is of its making."""
-        self._empty()
-        if self.is_new and not self.names():
-            filesystem, path = open_filesystem(self.out)
-            filesystem.delete_dir(path)
+        filesystem, path = open_filesystem(self.out)
+        for attempt in range(ATTEMPTS):
+            try:
+                self._empty()
+                if self.is_new and not self.names():
+                    filesystem.delete_dir(path)
+                return
+            except OSError:  # a task that Ray has not stopped yet still wrote there
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1)
 
     def _empty(self) -> None:
         filesystem, path = open_filesystem(self.out)
