@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from sketchray import doodles
 from sketchray.cluster import quiet_ray
@@ -19,6 +20,10 @@ from sketchray.strokes import to_record
 from sketchray.training import train
 
 ROOT = Path(__file__).parents[1]
+# `make test` tries the same examples each time, and no slow machine fails it; `--hypothesis-profile long` tries others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("long", max_examples=20_000, deadline=None, print_blob=True)
+settings.load_profile("same")
 TINY = TrainConfig(
     model=ModelConfig(conv_channels=(32, 48), conv_kernels=(5, 5), conv_strides=(2, 2), rnn_layers=1, rnn_size=32),
     num_epochs=2,

@@ -20,13 +20,13 @@ from sketchray.columns import to_column
 from sketchray.errors import StrokeError
 from sketchray.formats import SCHEMA, Bad, Block, make_table, published
 from sketchray.formats.records import Drawings, from_nested
+from sketchray.formats.rows import Faults, check_key, parse_keys, to_block
 from sketchray.strokes import from_record
 
 CHUNK_BYTES = 4 << 20  # read at a time; a longer line is no drawing
 PIECE_BYTES = 512 << 10  # parsed at a time, in a processor's cache
-SMALL_BYTES = 32 << 10  # not worth halving for a line in it that is not in the published form
+SMALL_BYTES = 8 << 10  # not worth halving for a line in it that is not in the published form
 FEW = 64  # lines among which a bad one is looked for in Python
-MAX_KEY = 2**64 - 1
 
 
 def _schema(key_id: pa.DataType, number: pa.DataType) -> pa.Schema:
@@ -50,7 +50,9 @@ def read(file: BinaryIO, *, max_points: int) -> Iterator[Block]:
 
 def parse_drawings(texts: pa.StringArray, *, max_points: int) -> Drawings:
     """Returns the drawings among texts that each hold a `drawing` as JSON, as files of other formats have it."""
-    lines = [b'{"drawing":%s}\n' % (text or "null").replace("\n", " ").encode() for text in texts.to_pylist()]
+    # A text with a quote holds more than numbers; as a text, it is no drawing.
+    values = (json.dumps(text) if text and '"' in text else text or "null" for text in texts.to_pylist())
+    lines = [b'{"drawing":%s}\n' % value.replace("\n", " ").encode() for value in values]
     table, bad = _parse_all(0, b"".join(lines), max_points)
     return Drawings(table["line"].combine_chunks(), table["points"].combine_chunks(), [(row, why) for row, why in bad])
 
@@ -81,7 +83,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _num_lines(text: bytes) -> int:
-    # Ten times as fast as bytes.count, where lines are short.
+    # Several times as fast as bytes.count, where lines are short.
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
 
 
@@ -155,38 +157,14 @@ def _parse_fast(lines: list[bytes]) -> pa.Table | None:
 
 def _to_block(numbers: Sequence[int], records: pa.Table, max_points: int) -> Block:
     drawings = from_nested(records["drawing"].combine_chunks(), max_points)
-    bad = [Bad(numbers[row], reason) for row, reason in drawings.bad]
     key_id, word = records["key_id"].combine_chunks(), records["word"].combine_chunks()
-    reasons = {}
+    faults: Faults = {}
     if key_id.type == pa.string():
-        plain = pc.fill_null(pc.match_substring_regex(key_id, "^[0-9]{1,19}$"), True)
-        for row in np.flatnonzero(~plain.to_numpy(zero_copy_only=False)).tolist():
-            if (reason := check_key(key_id[row].as_py())) is not None:
-                reasons[row] = reason
+        key_id, faults = parse_keys(key_id)
     for row in np.flatnonzero(pc.fill_null(pc.equal(word, ""), False).to_numpy(zero_copy_only=False)).tolist():
-        reasons[row] = "word is empty"
-    rows, points = drawings.rows, drawings.points
-    if reasons:
-        good = ~np.isin(rows.to_numpy(), list(reasons))
-        known = {row for row, _ in drawings.bad}
-        bad += [Bad(numbers[row], reason) for row, reason in reasons.items() if row not in known]
-        bad.sort()
-        rows, points = rows.filter(pa.array(good)), points.filter(pa.array(good))
-    if len(rows) < len(records):
-        word, key_id, records = word.take(rows), key_id.take(rows), records.take(rows)
+        faults[row] = _no_class("")
     recognized = records["recognized"].combine_chunks()
-    lines = np.asarray(numbers, np.int64)[rows.to_numpy()]
-    table = make_table(points, lines, name=word, key_id=key_id.cast(pa.uint64()), recognized=recognized)
-    return Block(table, bad)
-
-
-def check_key(value: Any) -> str | None:
-    """Returns why a `key_id` is none, or None if it is one: a whole number of 64 bits, or its digits."""
-    text = value if isinstance(value, str) else str(value) if type(value) is int else ""
-    # More digits than these are too many whatever they are, and slow to convert.
-    if value is None or (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_KEY):
-        return None
-    return f"key_id {value!r:.40} is not a whole number of 64 bits"
+    return to_block(numbers, drawings, faults, name=word, key_id=key_id, recognized=recognized)
 
 
 def _parse_slowly(numbers: Sequence[int], lines: list[bytes], max_points: int) -> Block:
@@ -195,13 +173,14 @@ def _parse_slowly(numbers: Sequence[int], lines: list[bytes], max_points: int) -
         try:
             record = _parse_line(line)
             points = from_record(record.get("drawing"), max_points=max_points)
+            _check_fields(record)
         except StrokeError as error:
             bad.append(Bad(number, str(error)))
             continue
         key, flag = record.get("key_id"), record.get("recognized")
         good.append(number)
         names.append(record.get("word"))
-        keys.append(None if key is None else int(key))
+        keys.append(None if key in (None, "") else int(key))
         recognized.append(flag if isinstance(flag, bool) else None)
         drawings.append(points)
     offsets = np.cumsum([0, *map(len, drawings)])
@@ -220,7 +199,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     """Returns the record of a line.
 
     Raises:
-        StrokeError: the line is not a record, or its word or key is none.
+        StrokeError: the line is no record.
     """
     shown = line[:60].decode("utf-8", "replace").strip()
     try:
@@ -231,13 +210,21 @@ def _parse_line(line: bytes) -> dict[str, Any]:
         raise StrokeError(f"not JSON ({error}): {shown!r}") from error
     if not isinstance(record, dict):
         raise StrokeError(f"a record must be a JSON object, not {type(record).__name__}: {shown!r}")
+    return record
+
+
+def _check_fields(record: dict[str, Any]) -> None:
+    """Raises StrokeError if the word or the key of a record is none."""
     word = record.get("word")
     if word is not None and (not isinstance(word, str) or not word):
-        raise StrokeError(f"word {word!r:.40} is not the name of a class")
+        raise StrokeError(_no_class(word))
     try:
         (word or "").encode()
     except UnicodeEncodeError as error:
         raise StrokeError(f"word {word!r:.40} is not valid Unicode") from error
     if (reason := check_key(record.get("key_id"))) is not None:
         raise StrokeError(reason)
-    return record
+
+
+def _no_class(word: Any) -> str:
+    return f"word {word!r:.40} is not the name of a class"

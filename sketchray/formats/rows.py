@@ -1,6 +1,7 @@
 """What the formats made of columns share: keys that are texts, and a block of those rows that are drawings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +9,19 @@ import pyarrow.compute as pc
 
 from sketchray.columns import IntArray
 from sketchray.formats import Bad, Block, make_table
-from sketchray.formats.ndjson import check_key
 from sketchray.formats.records import Drawings
 
+MAX_KEY = 2**64 - 1
 Faults = dict[int, str]  # rows that are no drawings, each with its reason
+
+
+def check_key(value: Any) -> str | None:
+    """Returns why a `key_id` is none, or None if it is one: a whole number of 64 bits, its digits, or nothing."""
+    text = value if isinstance(value, str) else str(value) if type(value) is int else "-"
+    # More digits than these are too many whatever they are, and slow to convert.
+    if value is None or not text or (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_KEY):
+        return None
+    return f"key_id {value!r:.40} is not a whole number of 64 bits"
 
 
 def parse_keys(texts: pa.StringArray) -> tuple[pa.UInt64Array, Faults]:
