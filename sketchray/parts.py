@@ -162,8 +162,8 @@ class Decompressed(io.RawIOBase):
         if self.damage is not None or self.failure is not None:
             return 0
         try:
-            # No more than one step of the decompressor: an error would lose what comes before it.
-            data = self._data.read1(len(view))
+            # A little at a time: an error would lose what comes before it.
+            data = self._data.read1(min(len(view), HEAD_BYTES))
         except DataError as error:
             self.failure = error
             return 0

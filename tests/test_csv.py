@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import real_records
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sketchray.columns import from_column
@@ -199,6 +199,7 @@ alphabet = st.lists(st.one_of(pieces, pieces, st.binary(max_size=3)), max_size=3
 
 
 @given(alphabet, st.integers(1, 64))
+@example(b'[[[1,2],[3,4]]]"\r"', 1)
 def test_arbitrary_bytes_are_read_the_same_however_they_arrive(body: bytes, step: int) -> None:
     header = ",".join(KAGGLE).encode() + b"\n"
     whole = flatten(header + body)

@@ -164,7 +164,9 @@ def _parse(lines: _Lines, names: list[str]) -> _Parsed:
         table = None
     # A return without a line feed may be one more end of a line to Arrow.
     lone = data.count(b"\r") != data.count(b"\r\n")
-    if table is not None and len(table) + len(invalid) == len(texts) + 1 and (not lone or len(texts) == 1):
+    alike = table is not None and len(table) + len(invalid) == len(texts) + 1
+    alike = alike and all(row.number <= len(texts) for row in invalid)  # none is the row that was added
+    if table is not None and alike and (not lone or len(texts) == 1):
         table = table.slice(0, len(table) - 1)
         reasons = {row.number - 1: f"{row.actual_columns} columns; the header has {len(names)}" for row in invalid}
         bad = bad + [Bad(numbers[row], reason) for row, reason in reasons.items()]

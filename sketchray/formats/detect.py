@@ -68,7 +68,8 @@ def _inflated(head: bytes) -> bytes:
 
 def _is_tfrecord(head: bytes) -> bool:
     try:
-        return any(tfrecord.framed(BytesIO(head)))  # the checksum of the first length decides
+        # The checksum of the first length decides; what is too short for one is no file of this kind.
+        return len(head) >= tfrecord.HEADER.size and any(tfrecord.framed(BytesIO(head)))
     except DataError:
         return False
 
