@@ -200,6 +200,7 @@ alphabet = st.lists(st.one_of(pieces, pieces, st.binary(max_size=3)), max_size=3
 
 @given(alphabet, st.integers(1, 64))
 @example(b'[[[1,2],[3,4]]]"\r"', 1)
+@example(b",\n\xef\xbb\xbf\n", 1)
 def test_arbitrary_bytes_are_read_the_same_however_they_arrive(body: bytes, step: int) -> None:
     header = ",".join(KAGGLE).encode() + b"\n"
     whole = flatten(header + body)

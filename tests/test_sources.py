@@ -25,6 +25,7 @@ from tfrecord_writer import frame, to_example, to_ink
 from sketchray import doodles
 from sketchray.columns import from_column, to_column
 from sketchray.errors import DataError
+from sketchray.fetch import remote
 from sketchray.fetch.transfer import Limits
 from sketchray.formats import Bad
 from sketchray.shards import make_schema
@@ -321,8 +322,7 @@ def test_doodles_are_chosen_by_class_and_number() -> None:
 def bucket_url(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bucket on loopback, and a program that does not wait long."""
     quick = Limits(timeout_s=2, stall_s=2, attempts=3, backoff_s=0.01)
-    monkeypatch.setattr("sketchray.fetch.remote.DEFAULT", quick)
-    monkeypatch.setattr("sketchray.fetch.remote.open_stream.__defaults__", (quick,))
+    monkeypatch.setitem(remote.open_uri.__kwdefaults__, "limits", quick)
     files = {f"full/simplified/{name}.ndjson": doodle_file(name, 300) for name in ("cat", "The Eiffel Tower")}
     with FlakyServer(files) as server:
         monkeypatch.setenv("SKETCHRAY_BUCKET", server.url_of("").rstrip("/"))

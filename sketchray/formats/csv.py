@@ -137,6 +137,8 @@ def _parse(lines: _Lines, names: list[str]) -> _Parsed:
     numbers, texts, bad = lines
     # A quote that is open at the end would swallow the row that is added there.
     data = b"\n".join([*texts, b"," * (len(names) - 1), b""])
+    if data.startswith(BOM):  # which Arrow would take off
+        data = BOM + data
     try:
         data.decode()  # Arrow does not say which row it is
     except UnicodeDecodeError:
