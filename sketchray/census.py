@@ -22,6 +22,9 @@ LENGTH_BIN = 5  # points; bin i holds the lengths 5i + 1 to 5i + 5
 LENGTH_BINS = 50  # the last one holds all from 246 on
 STROKE_BINS = 25  # bin i holds i + 1 strokes, the last one all from 25 on
 GALLERY = 6  # drawings shown of a class
+# A class with so many drawings in a shard has as many, more or less, in each: that there are fewer than GALLERY in the
+# one before has a chance below 1e-10.
+MANY = 64
 SIDE = 90  # steps of the grid that a shown drawing fills
 TOLERANCE = 1.5  # steps that a shown line may be off: less than a pixel on the page
 SHOWN_POINTS = 500  # of a shown drawing, the first ones: a few of 10,000 points would outweigh the rest of the page
@@ -78,12 +81,14 @@ class Statistics(BaseModel):
         return dict(zip(self.classes, map(sum, self.drawings), strict=True))
 
 
-def collect(table: pa.Table, classes: Sequence[str]) -> Statistics:
+def collect(table: pa.Table, classes: Sequence[str], *, is_first: bool = True) -> Statistics:
     """Returns the statistics of drawings.
 
     Args:
         table: the columns of a shard and `place`, in any order of rows. No two drawings of a class have one place.
         classes: names, in label order.
+        is_first: whether no other shard has smaller places. If one has, the gallery of a class with `MANY` drawings
+            comes from there, and is left out: pictures take as long as all other counts.
     """
     number = len(classes)
     points, offsets = from_column(table["points"])
@@ -91,7 +96,7 @@ def collect(table: pa.Table, classes: Sequence[str]) -> Statistics:
     label = table["label"].to_numpy()
     split = pc.index_in(table["split"], pa.array(SPLITS)).to_numpy()
     recognized = pc.fill_null(table["recognized"].cast(pa.int8()), 2).to_numpy()
-    strokes = np.diff(np.concatenate([[0], _stroke_ends(points, offsets).cumsum()])[offsets])
+    strokes = np.diff(np.flatnonzero(_stroke_ends(points, offsets)).searchsorted(offsets))
     shortest, longest = np.full(number, np.iinfo(np.int64).max), np.zeros(number, np.int64)
     np.minimum.at(shortest, label, lengths)
     np.maximum.at(longest, label, lengths)
@@ -100,7 +105,8 @@ def collect(table: pa.Table, classes: Sequence[str]) -> Statistics:
     order = np.lexsort((table["place"].to_numpy(), label))
     counts = np.bincount(label, minlength=number)
     rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
-    shown = table.take(pa.array(order[rank < GALLERY]))
+    shown_of = np.minimum(counts, GALLERY if is_first else np.where(counts < MANY, GALLERY, 0))
+    shown = table.take(pa.array(order[rank < np.repeat(shown_of, counts)]))
     pictures = iter(zip(shown["place"].to_pylist(), _draw(*from_column(shown["points"])), strict=True))
     return Statistics(
         classes=list(classes),
@@ -111,7 +117,7 @@ def collect(table: pa.Table, classes: Sequence[str]) -> Statistics:
         recognized=_count(label, recognized, number),
         lengths=np.bincount(np.minimum((lengths - 1) // LENGTH_BIN, LENGTH_BINS - 1), minlength=LENGTH_BINS).tolist(),
         strokes=np.bincount(np.minimum(strokes, STROKE_BINS) - 1, minlength=STROKE_BINS).tolist(),
-        gallery=[[next(pictures) for _ in range(shown_of)] for shown_of in np.minimum(counts, GALLERY).tolist()],
+        gallery=[[next(pictures) for _ in range(number)] for number in shown_of.tolist()],
     )
 
 

@@ -21,19 +21,26 @@ def mix(values: UInt64Array | int) -> UInt64Array:
     """Returns 64-bit hashes of 64-bit numbers. Source: SplitMix64, Steele, Lea and Flood 2014."""
     with np.errstate(over="ignore"):
         mixed = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+        mixed ^= mixed >> np.uint64(30)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+        return np.asarray(mixed)
 
 
 def content_hash(names: pa.StringArray, points: Int16Array, offsets: IntArray) -> UInt64Array:
     """Returns a `(B,)` hash of each drawing's class and points; `names` has the class of each drawing."""
     if not len(names):
         return np.zeros(0, np.uint64)
-    position = np.arange(len(points)) - np.repeat(offsets[:-1], np.diff(offsets))
-    packed = points.astype(np.uint16).astype(np.uint64) << np.array([0, 16, 32], np.uint64)
+    # A point and its number in 64 bits: dx, dy, pen_up, and 31 bits for the number.
+    packed = np.arange(len(points), dtype=np.uint64)
+    packed -= np.repeat(offsets[:-1].astype(np.uint64), np.diff(offsets))
+    for axis, bits in ((2, 1), (1, 16), (0, 16)):
+        packed <<= np.uint64(bits)
+        packed |= points[:, axis].view(np.uint16)
     with np.errstate(over="ignore"):
-        sums = np.add.reduceat(mix(packed.sum(1, dtype=np.uint64) ^ mix(position.astype(np.uint64))), offsets[:-1])
+        sums = np.add.reduceat(mix(packed), offsets[:-1])
     encoded = names.dictionary_encode()
     of_name = [
         int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

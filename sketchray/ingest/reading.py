@@ -14,7 +14,7 @@ from sketchray.columns import IntArray, from_column
 from sketchray.errors import DataError
 from sketchray.formats import Block
 from sketchray.ingest.place import choose_place, content_hash
-from sketchray.ingest.spill import RUN_SCHEMA, sort_unique, write_run
+from sketchray.ingest.spill import RUN_SCHEMA, sort_unique, take, write_run
 from sketchray.ingest.stage import STAGE, Stage
 from sketchray.sources import Source
 from sketchray.storage import open_filesystem
@@ -102,13 +102,14 @@ class Reader:
         return pa.table(columns, schema=RUN_SCHEMA)
 
     def _write_run(self, group: int, tables: list[pa.Table], report: GroupReport) -> None:
-        table, duplicates = sort_unique(pa.concat_tables(tables))
+        table = pa.concat_tables(tables).combine_chunks()
+        order = sort_unique(table)
         filesystem, path = open_filesystem(self.stage.out)
         name = f"{path}/{STAGE}/{run_name(group, len(report.runs))}"
         with self.stage.writing(), filesystem.open_output_stream(name) as stream:
-            write_run(stream, table)
-        report.runs.append(len(table))
-        report.duplicates += duplicates
+            write_run(stream, take(table, order))
+        report.runs.append(len(order))
+        report.duplicates += len(table) - len(order)
 
     def _write_bad(self, group: int, bad: list[str], report: GroupReport) -> None:
         name = f"{STAGE}/bad-{group:05d}-{report.bad_files:05d}.ndjson"

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sketchray import census
 from sketchray.ingest.place import PLACES, choose_split
 from sketchray.ingest.reading import GroupReport
-from sketchray.ingest.spill import RUN_SCHEMA, read_run, sort_unique
+from sketchray.ingest.spill import RUN_SCHEMA, read_run, sort_unique, take
 from sketchray.ingest.stage import STAGE, Stage
 from sketchray.shards import ROW_GROUP, SPLITS, File, RowGroup
 from sketchray.storage import open_filesystem
@@ -52,12 +52,16 @@ class Writer:
 
     def __call__(self, shard: int) -> int:
         """Writes a shard; returns the number of its drawings."""
-        table, duplicates = sort_unique(self._merge(shard))
-        published = table["split"].combine_chunks()
-        split = pc.coalesce(published, pa.array(choose_split(table["split_key"].to_numpy()), pa.string()))
-        label = pc.index_in(table["class"], pa.array(self.classes, pa.string())).cast(pa.int16())
-        columns = [table["points"], label, table["key_id"], table["recognized"], split]
-        rows = pa.table(columns, names=self.schema.names).cast(self.schema)
+        merged = self._merge(shard)
+        order = sort_unique(merged)
+        duplicates = len(merged) - len(order)
+        split = pc.coalesce(merged["split"], pa.array(choose_split(merged["split_key"].to_numpy()), pa.string()))
+        number = pc.index_in(split, pa.array(SPLITS)).to_numpy()
+        order = order[np.argsort(number[order], kind="stable")]  # by split, then by place
+        label = pc.index_in(merged["class"], pa.array(self.classes, pa.string())).cast(pa.int16())
+        columns = [merged["points"], label, merged["key_id"], merged["recognized"], split]
+        table = take(pa.table([*columns, merged["place"]], names=[*self.schema.names, "place"]), order)
+        rows = table.drop_columns(["place"]).cast(self.schema)
 
         name = f"shard-{shard:05d}-of-{self.num_shards:05d}.parquet"
         groups: list[RowGroup] = []
@@ -67,13 +71,14 @@ class Writer:
             self.schema,
             compression="zstd",
             use_dictionary=["split", "label"],
+            write_statistics=False,  # nothing reads them
             # Small steps in few bits: written and read 1.4 times as fast as without, and 4 % larger.
             column_encoding={"points.list.element.list.element": "DELTA_BINARY_PACKED"},
         ) as writer:
-            for name_of_split in SPLITS:
-                chosen = rows.filter(pc.equal(split, name_of_split))
-                for start in range(0, len(chosen), ROW_GROUP):
-                    piece = chosen.slice(start, ROW_GROUP)
+            ends = np.searchsorted(number[order], np.arange(len(SPLITS)), side="right").tolist()
+            for name_of_split, first, end in zip(SPLITS, [0, *ends], ends, strict=False):
+                for start in range(first, end, ROW_GROUP):
+                    piece = rows.slice(start, min(ROW_GROUP, end - start))
                     writer.write_table(piece, row_group_size=ROW_GROUP)
                     groups.append(RowGroup(shard=name, index=len(groups), split=name_of_split, rows=len(piece)))
         data = sink.getvalue()
@@ -83,7 +88,7 @@ class Writer:
             file=File(num_bytes=data.size, sha256=hashlib.sha256(data).hexdigest()),
             groups=groups,
             duplicates=duplicates,
-            statistics=census.collect(rows.append_column("place", table["place"]), self.classes),
+            statistics=census.collect(table, self.classes, is_first=shard == 0),
         )
         self.stage.write(f"{STAGE}/shard-{shard:05d}.json", report.model_dump_json().encode())
         return len(rows)
