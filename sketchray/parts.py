@@ -27,7 +27,7 @@ from sketchray.formats import (
     tfds,
     tfrecord,
 )
-from sketchray.formats.detect import HEAD_BYTES, decompressed
+from sketchray.formats.detect import HEAD_BYTES, MAGIC_BYTES, decompressed, is_compressed
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -88,6 +88,10 @@ class Part:
                     yield Block(SCHEMA.empty_table(), [Bad(0, reason)])
         else:
             with open_file(self.uri) as file:
+                if is_compressed(file.read(MAGIC_BYTES)):
+                    yield Block(SCHEMA.empty_table(), [Bad(0, f"a compressed {self.format} file: decompress it")])
+                    return
+                file.seek(0)
                 yield from self._decode(file, max_points)
 
     def _decode(self, file: BinaryIO, max_points: int) -> Iterator[Block]:
@@ -149,6 +153,7 @@ class Decompressed(io.RawIOBase):
     """
 
     def __init__(self, uri: str) -> None:
+        self._uri = uri
         self._file = io.BufferedReader(cast(io.RawIOBase, open_file(uri)))  # it asks for readinto only
         self._data = decompressed(self._file)
         self.damage: Exception | None = None
@@ -168,9 +173,11 @@ class Decompressed(io.RawIOBase):
             self.failure = error
             return 0
         except DAMAGE as error:
-            if self._data is self._file:
-                raise
-            self.damage = error
+            # What a decompressor finds has no errno.
+            if self._data is self._file or getattr(error, "errno", None) is not None:
+                self.failure = DataError(f"{self._uri}: cannot be read ({error}); run again, or use another copy")
+            else:
+                self.damage = error
             return 0
         view[: len(data)] = data
         return len(data)

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Format = Literal["auto", "simplified", "raw", "npz", "binary", "tfrecord", "csv", "tfds", "parquet", "doodles"]
 
 QUICKDRAW = "quickdraw"  # as a source: Google's bucket
-SIDECARS = (".md", ".txt", ".classes", ".json", ".html", ".bib", ".tsv", ".lock", ".part")
+SIDECARS = (".md", ".txt", ".classes", ".json", ".html", ".bib", ".tsv", ".lock", ".part", "quarantine.ndjson")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 SPLITS = {"training": "train", "eval": "valid"}  # as the tutorial names its files
 LICENCE = "CC BY 4.0, Google Quick, Draw!"
@@ -81,7 +81,8 @@ class Source:
         web = [part for part in self.parts if remote.is_web(part.uri) and part.format not in streamed]
         paths = dict(zip(web, download([part.uri for part in web], Path(self.cache_dir)), strict=True))
         local = (replace(part, uri=str(paths[part])) if part in paths else part for part in self.parts)
-        return replace(self, parts=tuple(_with_size(part) for part in local))
+        parts = tuple(_with_size(part) for part in local)
+        return replace(self, parts=parts, synthetic=self.synthetic or _is_synthetic(parts))
 
     def read(self, number: int) -> Iterator[Block]:
         """Yields the wanted drawings of a part, a bounded number at a time, each with its class, and what is none.
@@ -119,10 +120,11 @@ def _is_published(part: Part) -> bool:
 
 def _first_of_each_class(table: pa.Table, limit: int, seen: dict[str, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Returns which rows are among the first `limit` of their class, and counts them in `seen`."""
-    names = table["class"].to_numpy()
+    names = table["class"].combine_chunks().dictionary_encode()
+    codes = names.indices.to_numpy()
     keep = np.zeros(len(table), bool)
-    for name in np.unique(names.astype(str)):
-        rows: IntArray = np.flatnonzero(names == name)[: limit - seen.get(name, 0)]
+    for code, name in enumerate(names.dictionary.to_pylist()):
+        rows: IntArray = np.flatnonzero(codes == code)[: limit - seen.get(name, 0)]
         keep[rows] = True
         seen[name] = seen.get(name, 0) + len(rows)
     return keep
@@ -189,27 +191,29 @@ def _published(format: str, wanted: tuple[str, ...] | None) -> tuple[Part, ...]:
 
 
 def _list_files(source: str) -> list[str]:
-    """Returns the files of a source, sorted; of a directory all but hidden ones and sidecars."""
+    """Returns the files of a source, sorted; of a directory or a pattern all but hidden ones and sidecars."""
+    if Path(source).is_file():
+        return [str(Path(source).absolute())]
     if "://" in source:
         found = remote.list_uris(source)
-    elif Path(source).is_file():
-        found = [str(Path(source).absolute())]
+        if found == [source]:
+            return found
     elif Path(source).is_dir():
         if (Path(source) / "_ingest" / "plan.json").exists():
             raise DataError(f"{source}: an ingest into this directory is not finished; finish it first")
         found = sorted(str(path.absolute()) for path in Path(source).iterdir() if path.is_file())
     else:
-        found = sorted(str(Path(path).absolute()) for path in glob.glob(source) if Path(path).is_file())
+        found = sorted(str(Path(path).absolute()) for path in glob.glob(source, recursive=True) if Path(path).is_file())
         if not found:
             raise DataError(f"{source}: no such file or directory; name a file, a directory or a glob pattern")
-    names = [path.rpartition("/")[2] for path in found]
-    files = [
-        path
-        for path, name in zip(found, names, strict=True)
-        if len(found) == 1 or not (name.startswith((".", "_")) or name.endswith((*SIDECARS, "quarantine.ndjson")))
-    ]
+    sidecars = [path for path in found if path.endswith(SIDECARS)]
+    hidden = (".", "_")
+    files = [path for path in found if not (path.endswith(SIDECARS) or _file_name(path).startswith(hidden))]
     if not files:
         raise DataError(f"{source}: no file of drawings in this directory; name the directory that holds them")
+    if sidecars:
+        shown = ", ".join(map(_file_name, sidecars[:5]))
+        logger.info("%s: %d files are not read, because of their names: %s", source, len(sidecars), shown)
     return files
 
 
@@ -227,7 +231,7 @@ def _list_parts(files: list[str], format: Format, wanted: tuple[str, ...] | None
             continue
         part = _with_size(Part(uri=uri, format=found, name=name))  # type: ignore[arg-type]  # not auto any more
         if found == "tfrecord":
-            part = replace(part, classes=_read_classes(uri), split=SPLITS.get(uri.rpartition("/")[2].partition(".")[0]))
+            part = replace(part, classes=_read_classes(uri), split=SPLITS.get(_file_name(uri).partition(".")[0]))
         parts.append(part)
     if not parts and not unknown:
         raise DataError(f"{files[0]}: not of a class asked for, nor any other file ({', '.join(wanted or ())})")
@@ -241,13 +245,23 @@ def _list_parts(files: list[str], format: Format, wanted: tuple[str, ...] | None
     return sorted(parts, key=lambda part: part.uri)
 
 
-def _stem(uri: str) -> str:
-    """Returns the name of a file without its suffix, and without that of its compression."""
+def _file_name(uri: str) -> str:
     name = uri.rpartition("/")[2]
-    if remote.is_web(uri):
-        name = unquote(name.partition("?")[0])
-    path = Path(name)
-    if path.suffix in COMPRESSED:
+    return unquote(name.partition("?")[0]) if remote.is_web(uri) else name
+
+
+def _stem(uri: str) -> str:
+    """Returns the name of a file without its suffix, and without that of its compression.
+
+    Raises:
+        DataError: it cannot be the name of a class.
+    """
+    path = Path(_file_name(uri))
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{uri!r}: the file's name is not UTF-8; rename it") from error
+    if path.suffix.lower() in COMPRESSED:
         path = path.with_suffix("")
     stem = path.stem
     return stem.removesuffix(".full") if path.suffix == ".npz" else stem  # SketchRNN's cat.full.npz
@@ -273,12 +287,15 @@ def _with_size(part: Part) -> Part:
 
 def _read_classes(uri: str) -> tuple[str, ...] | None:
     """Returns the lines of the `.classes` file beside a TFRecord file, if it is there."""
-    sidecar = uri.partition(".tfrecord")[0] + ".tfrecord.classes"
+    directory, slash, name = uri.rpartition("/")
+    sidecar = f"{directory}{slash}{name.partition('.tfrecord')[0]}.tfrecord.classes"
     try:
         with open_file(sidecar) as file:
             return tuple(file.read().decode().splitlines())
     except DataError:
         return None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{sidecar}: not UTF-8 text ({error}); expected the name of a class a line") from error
 
 
 def _list_tfds(source: str, format: Format) -> list[Part] | None:
@@ -301,6 +318,7 @@ def _is_synthetic(parts: Sequence[Part]) -> bool:
     try:
         with open_file(first.uri) as file:
             metadata = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError):  # not Parquet but Arrow, or damaged
+        return json.loads(metadata[b"sketchray"])["provenance"]["synthetic"] is True
+    # Not ours, not Parquet but Arrow, damaged, or on the web and not fetched yet.
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, RecursionError):
         return False
-    return bool(json.loads(metadata.get(b"sketchray", b"{}")).get("provenance", {}).get("synthetic", False))

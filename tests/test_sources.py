@@ -1,159 +1,37 @@
-"""Sources: formats told by their bytes, what is listed and chosen, and what is read of it, bad or good."""
+"""Sources: what is listed and chosen of files, a bucket, shards and data sets, and what is said of the rest."""
 
-import bz2
 import gzip
-import io
 import json
-import lzma
+import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 import pytest
 from conftest import real_records
-from flaky_server import Answer, FlakyServer, doodle_file
-from test_binary import encode as encode_binary
-from test_npz import archive
-from test_npz import encode as encode_npz
-from tfrecord_writer import frame, to_example, to_ink
+from flaky_server import FlakyServer
+from test_parts import DRAWINGS, FILES, ndjson, nested, parquet, read, server, shard, tfrecords
+from test_tfds import example, packed, write_array_record, write_tfrecord
 
 from sketchray import doodles
-from sketchray.columns import from_column, to_column
 from sketchray.errors import DataError
-from sketchray.fetch import remote
-from sketchray.fetch.transfer import Limits
 from sketchray.formats import Bad
-from sketchray.shards import make_schema
-from sketchray.sources import Source, open_source
-from sketchray.strokes import from_record, to_record
+from sketchray.sources import open_source
+from sketchray.strokes import to_record
+
+__all__ = ["server"]  # a fixture
 
 GOOD = '{"word":"cat","key_id":"5","recognized":true,"drawing":[[[0,9],[3,4]],[[1],[2]]]}'
-DRAWINGS = [to_record(doodles.draw(name, index)) for index in range(3) for name in ("star", "wave", "circle")]
-POINTS = [from_record(drawing) for drawing in DRAWINGS]
-
-
-def read(source: Source) -> tuple[list[dict[str, Any]], list[tuple[str, Bad]]]:
-    """The drawings of a source as records, and the bad ones, each with the name of its file."""
-    records, bad = [], []
-    for number, part in enumerate(source.parts):
-        for block in source.read(number):
-            points, offsets = from_column(block.table["points"])
-            drawings = np.split(points, offsets[1:-1])[: len(block.table)]
-            rows = block.table.drop_columns(["points"]).to_pylist()
-            records += [{**row, "drawing": to_record(drawing)} for row, drawing in zip(rows, drawings, strict=True)]
-            bad += [(Path(part.uri).name, one) for one in block.bad]
-    return records, bad
-
-
-def drawings_of(path: Path, **options: Any) -> list[Any]:
-    records, bad = read(open_source(str(path), **options))
-    assert bad == []
-    return [record["drawing"] for record in records]
-
-
-def ndjson(drawings: list[Any] = DRAWINGS, **fields: Any) -> bytes:
-    return b"".join(json.dumps({"drawing": drawing, **fields}).encode() + b"\n" for drawing in drawings)
-
-
-def column() -> pa.ListArray:
-    return to_column(np.concatenate(POINTS), np.cumsum([0, *map(len, POINTS)]))
-
-
-def nested() -> pa.Table:
-    kind = pa.list_(pa.list_(pa.list_(pa.int16())))
-    return pa.table({"drawing": pa.array(DRAWINGS, kind), "word": ["owl"] * len(DRAWINGS)})
-
-
-def parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def arrow(writer: Callable[..., Any]) -> bytes:
-    sink = io.BytesIO()
-    with writer(sink, nested().schema) as file:
-        file.write_table(nested())
-    return sink.getvalue()
-
-
-def raw() -> bytes:
-    timed = [[[*stroke, list(range(len(stroke[0])))] for stroke in drawing] for drawing in DRAWINGS]
-    return ndjson(timed)
-
-
-def shard() -> bytes:
-    number = len(POINTS)
-    columns = [column(), [0] * number, [None] * number, [None] * number, ["test"] * number]
-    return parquet(pa.table(columns, schema=make_schema(["owl"], {"synthetic": True})))
-
-
-def tfrecords() -> bytes:
-    return b"".join(frame(to_example(to_ink(drawing), 1)) for drawing in DRAWINGS)
-
-
-def csv_text() -> bytes:
-    rows = [f'"{json.dumps(drawing)}",owl\r\n' for drawing in DRAWINGS]
-    return "".join(["drawing,word\r\n", *rows]).encode()
-
-
-FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "simplified": ("simplified", ndjson),
-    "raw": ("raw", raw),
-    "npz": (
-        "npz",
-        lambda: archive(
-            train=encode_npz([points.copy() for points in POINTS]), valid=encode_npz([]), test=encode_npz([])
-        ).getvalue(),
-    ),
-    "binary": ("binary", lambda: b"".join(map(encode_binary, DRAWINGS))),
-    "csv": ("csv", csv_text),
-    "parquet": ("parquet", lambda: parquet(nested())),
-    "our shard": ("parquet", shard),
-    "arrow file": ("parquet", lambda: arrow(pa.ipc.new_file)),
-    "arrow stream": ("parquet", lambda: arrow(pa.ipc.new_stream)),
-}
-FORWARD = ("simplified", "raw", "binary", "csv")
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-    "zstd": lambda data: pa.compress(data, "zstd", asbytes=True),
-}
-
-
-@pytest.mark.parametrize("kind", list(FILES))
-def test_a_format_is_told_by_its_bytes_whatever_the_name(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "misleading.parquet.ndjson.bin"
-    format, write = FILES[kind]
-    path.write_bytes(write())
-    source = open_source(str(path))
-    assert [part.format for part in source.parts] == [format]
-    found = drawings_of(path)
-    assert found == drawings_of(path, format=format)
-    # Raw drawings are simplified, and these are simplified already but for a point or two.
-    assert found == DRAWINGS if kind != "raw" else len(found) == len(DRAWINGS)
-
-
-@pytest.mark.parametrize("compression", list(COMPRESSIONS))
-@pytest.mark.parametrize("kind", FORWARD)
-def test_files_that_are_read_forward_may_be_compressed(tmp_path: Path, kind: str, compression: str) -> None:
-    plain, packed = tmp_path / "plain", tmp_path / "packed"
-    plain.write_bytes(FILES[kind][1]())
-    packed.write_bytes(COMPRESSIONS[compression](plain.read_bytes()))
-    assert open_source(str(packed)).parts[0].format == kind
-    assert drawings_of(packed) == drawings_of(plain)
+TENSOR = {"dtype": "int16", "shape": {"dimensions": ["-1", "3"]}, "encoding": "none"}
+LABEL = {"classLabel": {"numClasses": "2"}}
+FEATURES = {"featuresDict": {"features": {"drawing": {"tensor": TENSOR}, "label": LABEL}}}
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zlib.compress])
 def test_the_tutorials_files_with_their_classes_and_splits(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
-    (tmp_path / "training.tfrecord-00000-of-00001").write_bytes(compress(tfrecords()))
-    (tmp_path / "eval.tfrecord-00000-of-00001").write_bytes(compress(tfrecords()))
+    (tmp_path / "training.tfrecord-00000-of-00001").write_bytes(compress(tfrecords(1)))
+    (tmp_path / "eval.tfrecord-00000-of-00001").write_bytes(compress(tfrecords(1)))
     for name in ("training", "eval"):
         (tmp_path / f"{name}.tfrecord.classes").write_text("cat\nice cream\n")
     records, bad = read(open_source(str(tmp_path)))
@@ -164,7 +42,46 @@ def test_the_tutorials_files_with_their_classes_and_splits(tmp_path: Path, compr
     _, ((name, found),) = read(open_source(str(tmp_path)))
     assert name.startswith("eval")
     assert found.line == 0
-    assert "put the .classes file" in found.reason
+    assert "classes by number: put the .classes file" in found.reason
+    (tmp_path / "eval.tfrecord.classes").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"eval\.tfrecord\.classes: not UTF-8 text"):
+        open_source(str(tmp_path))
+
+
+def test_the_classes_of_a_tfrecord_are_beside_it_whatever_the_directory_is_called(tmp_path: Path) -> None:
+    directory = tmp_path / "quickdraw.tfrecord.files"
+    directory.mkdir()
+    (directory / "eval.tfrecord.gz").write_bytes(gzip.compress(tfrecords(0)))
+    (directory / "eval.tfrecord.classes").write_text("owl\n")
+    (part,) = open_source(str(directory / "eval.tfrecord.gz")).parts
+    assert (part.classes, part.split) == (("owl",), "valid")
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_a_data_set_of_tfds(tmp_path: Path, file_format: str) -> None:
+    write = {"tfrecord": write_tfrecord, "array_record": write_array_record}[file_format]
+    splits = [{"name": name, "shardLengths": ["2"]} for name in ("train", "test")]
+    info = {"name": "sketch_rnn", "fileFormat": file_format, "splits": splits}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    (tmp_path / "features.json").write_text(json.dumps(FEATURES))
+    (tmp_path / "label.labels.txt").write_text("cat\nice cream\n")
+    drawn = {
+        name: [doodles.draw("star", index, seed) for index in range(2)] for seed, name in enumerate(("train", "test"))
+    }
+    for name, drawings in drawn.items():
+        records = [example(drawing=packed(points), label=[label]) for label, points in enumerate(drawings)]
+        write(tmp_path / f"sketch_rnn-{name}.{file_format}-00000-of-00001", records)
+    source = open_source(str(tmp_path))
+    assert {part.format for part in source.parts} == {"tfds"}
+    records, bad = read(source)
+    assert bad == []
+    assert [(one["class"], one["split"], one["drawing"]) for one in records] == [
+        (name, split, to_record(points))
+        for split in sorted(drawn)
+        for name, points in zip(("cat", "ice cream"), drawn[split], strict=True)
+    ]
+    chosen, _ = read(open_source(str(tmp_path), "tfds", classes=["cat"], per_class=1))
+    assert [one["class"] for one in chosen] == ["cat", "cat"]  # one of each file
 
 
 def test_real_files_are_read_as_json_reads_them(tmp_path: Path) -> None:
@@ -180,13 +97,6 @@ def test_real_files_are_read_as_json_reads_them(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_of_many_blocks_is_read_to_its_end(tmp_path: Path) -> None:
-    path = tmp_path / "cat.ndjson"
-    lines = ndjson(DRAWINGS, padding="x" * 2000)
-    path.write_bytes(lines * 400)  # more than two blocks of 4 MiB
-    assert len(drawings_of(path)) == 9 * 400
-
-
 @pytest.mark.parametrize(
     ("name", "stem"),
     [
@@ -195,31 +105,20 @@ def test_a_file_of_many_blocks_is_read_to_its_end(tmp_path: Path) -> None:
         ("t-shirt", "t-shirt"),
         ("a.b.ndjson", "a.b"),
         ("cat.full.npz", "cat"),
+        ("The%20Eiffel%20Tower.ndjson", "The%20Eiffel%20Tower"),  # a name is quoted in a URL only
+        ("NOSE.NDJSON.GZ", "NOSE"),
     ],
 )
 def test_a_record_without_a_class_is_of_the_files(tmp_path: Path, name: str, stem: str) -> None:
     kind = "npz" if name.endswith("npz") else "simplified"
     data = FILES[kind][1]()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
     records, _ = read(open_source(str(tmp_path)))
     assert {record["class"] for record in records} == {stem}
 
 
-@pytest.mark.parametrize("compression", list(COMPRESSIONS))
-def test_of_damaged_compressed_data_what_precedes_is_kept(tmp_path: Path, compression: str) -> None:
-    path = tmp_path / "cat.ndjson"
-    rng = np.random.default_rng(0)
-    drawings = [[rng.integers(0, 256, (2, 40)).tolist()] for _ in range(8000)]
-    packed = COMPRESSIONS[compression](ndjson(drawings))
-    path.write_bytes(packed[: len(packed) * 3 // 4])
-    records, bad = read(open_source(str(path)))
-    assert len(records) > 1000
-    assert [record["drawing"] for record in records] == drawings[: len(records)]
-    assert bad[-1][1].line == 0
-    assert "the compressed data are damaged" in bad[-1][1].reason
-
-
-def test_a_strange_file_beside_good_ones_is_a_bad_record(tmp_path: Path) -> None:
+def test_a_strange_file_beside_good_ones_is_a_bad_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     (tmp_path / "cat.ndjson").write_bytes(ndjson())
     (tmp_path / "empty.ndjson").touch()
     (tmp_path / "strange").write_text("hello\n")
@@ -229,6 +128,23 @@ def test_a_strange_file_beside_good_ones_is_a_bad_record(tmp_path: Path) -> None
     records, bad = read(open_source(str(tmp_path)))
     assert len(records) == len(DRAWINGS)
     assert {(name, one.line) for name, one in bad} == {("empty.ndjson", 0), ("strange", 0), ("torn.parquet", 0)}
+    assert "4 files are not read, because of their names: README.md, manifest.json, quarantine.ndjson" in caplog.text
+
+
+def test_a_file_with_the_name_of_a_sidecar_is_read_where_it_is_named_itself(tmp_path: Path) -> None:
+    for name in ("cat.json", ".hidden", "cat.ndjson.part"):
+        (tmp_path / name).write_bytes(ndjson())
+        assert len(read(open_source(str(tmp_path / name)))[0]) == len(DRAWINGS)
+        assert len(read(open_source(f"file://{tmp_path}/{name}"))[0]) == len(DRAWINGS)
+        with pytest.raises(DataError, match="no file of drawings in this directory"):
+            open_source(str(tmp_path))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.ndjson", "wb") as file:
+        file.write(ndjson())
+    with pytest.raises(DataError, match="the file's name is not UTF-8; rename it"):
+        open_source(str(tmp_path))
 
 
 def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
@@ -264,39 +180,74 @@ def test_a_file_that_may_not_be_read_ends_the_run(tmp_path: Path) -> None:
         read(source)
 
 
-def test_our_own_shards_keep_split_and_origin(tmp_path: Path) -> None:
+def test_our_own_shards_keep_split_and_origin(tmp_path: Path, server: FlakyServer) -> None:
     (tmp_path / "shard-00000-of-00001.parquet").write_bytes(shard())
-    (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / "card.html").write_text("<html>")
+    for name in ("manifest.json", "card.html", "quarantine.ndjson"):
+        (tmp_path / name).write_text('{"no": "drawings"}\n')
     source = open_source(str(tmp_path))
     assert source.synthetic
     records, _ = read(source)
     assert {(record["class"], record["split"]) for record in records} == {("owl", "test")}
+    server.files["shard.parquet"] = shard()
+    assert open_source(server.url_of("shard.parquet"), cache_dir=str(tmp_path / "cache")).fetched().synthetic
+
+
+@pytest.mark.parametrize("text", ["hello", "[]", '{"provenance":[]}', "{}", '{"provenance":{"synthetic":"yes"}}'])
+def test_metadata_of_others_is_no_claim_of_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet(nested().replace_schema_metadata({"sketchray": text})))
+    source = open_source(str(tmp_path))
+    assert not source.synthetic
+    assert len(read(source)[0]) == len(DRAWINGS)
+
+
+def test_a_file_of_the_web_is_fetched_or_streamed_as_far_as_needed(server: FlakyServer, tmp_path: Path) -> None:
+    server.files["files/The Eiffel Tower.ndjson?token=1"] = ndjson() * 500
+    url = f"{server.url}/files/The%20Eiffel%20Tower.ndjson?token=1"
+    few = open_source(url, per_class=5, cache_dir=str(tmp_path)).fetched()
+    records, _ = read(few)
+    assert {record["class"] for record in records} == {"The Eiffel Tower"}
+    assert len(records) == 5
+    assert few.parts[0].uri == url
+    whole = open_source(url, cache_dir=str(tmp_path)).fetched()
+    assert Path(whole.parts[0].uri).read_bytes() == ndjson() * 500
+    asked = len(server.requests)
+    records, _ = read(whole)
+    assert len(records) == 500 * len(DRAWINGS)
+    assert len(server.requests) == asked
 
 
 def test_records_of_other_classes_are_bad_and_files_of_others_are_not_opened(tmp_path: Path) -> None:
     lines = ["", GOOD, "", GOOD.replace("cat", "dog"), "{", GOOD.replace("cat", "owl")]
     (tmp_path / "mixed.ndjson").write_text("\n".join(lines))
     (tmp_path / "dog.ndjson").write_bytes(b"\0 this would be bad, if it were looked at")
-    records, bad = read(open_source(str(tmp_path), "simplified", classes=["owl", "cat"]))
-    assert [record["line"] for record in records] == [2, 6]
-    assert [(one.line, one.reason[:20]) for _, one in bad] == [(4, "class 'dog' is outsi"), (5, "not JSON (Expecting ")]
+    for format in ("auto", "simplified"):
+        records, bad = read(open_source(str(tmp_path), format, classes=["owl", "cat"]))  # type: ignore[arg-type]
+        assert [record["line"] for record in records] == [2, 6]
+        reasons = [(one.line, one.reason[:20]) for _, one in bad]
+        assert reasons == [(4, "class 'dog' is outsi"), (5, "not JSON (Expecting ")]
     with pytest.raises(DataError, match="not of a class asked for"):
         open_source(str(tmp_path / "dog.ndjson"), classes=["owl"])
 
 
 def test_per_class_stops_early_only_where_a_file_is_of_one_class(tmp_path: Path) -> None:
-    cats, dogs = (GOOD.replace("cat", name) + "\n" for name in ("cat", "dog"))
-    # 60,000 lines are more than one block.
-    (tmp_path / "mixed.ndjson").write_text(cats * 60_000 + dogs * 3)
+    cats, dogs, mixed = (GOOD.replace("cat", name) + "\n" for name in ("cat", "dog", "mixed"))
+    # 60,000 lines are more than one block. Of no class of Quick, Draw! is `mixed`, though it is that of many records.
+    (tmp_path / "mixed.ndjson").write_text(mixed * 60_000 + dogs * 3)
     (tmp_path / "cat.ndjson").write_text(cats * 60_000 + "{\n")
     source = open_source(str(tmp_path), per_class=2)
     records, bad = read(source)
-    assert [record["class"] for record in records] == ["cat", "cat", "cat", "cat", "dog", "dog"]
+    assert [record["class"] for record in records] == ["cat", "cat", "mixed", "mixed", "dog", "dog"]
     assert bad == []  # the end of cat.ndjson was not looked at
     for flag in ("per_class", "max_points"):
         with pytest.raises(DataError, match=f"--{flag.replace('_', '-')} 0: must be at least 1"):
             open_source(str(tmp_path), **{flag: 0})  # type: ignore[arg-type]
+
+
+def test_per_class_keeps_names_apart(tmp_path: Path) -> None:
+    names = ["cat", "cat\0", "Cat", " cat"] * 3
+    (tmp_path / "all").write_text("".join(json.dumps({"word": name, "drawing": [[[1], [2]]]}) + "\n" for name in names))
+    records, _ = read(open_source(str(tmp_path), per_class=2))
+    assert [record["class"] for record in records] == names[:8]
 
 
 def test_max_points_and_globs(tmp_path: Path) -> None:
@@ -304,6 +255,10 @@ def test_max_points_and_globs(tmp_path: Path) -> None:
         (tmp_path / f"{name}.ndjson").write_text(GOOD.replace("cat", name) + "\n")
     records, _ = read(open_source(str(tmp_path / "[ab]*.ndjson")))
     assert [record["class"] for record in records] == ["ant", "bee"]
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / "one" / "two" / "owl.ndjson").write_text(GOOD.replace("cat", "owl"))
+    records, _ = read(open_source(str(tmp_path / "**" / "o*.ndjson")))
+    assert [record["class"] for record in records] == ["owl"]
     records, bad = read(open_source(str(tmp_path / "cow.ndjson"), max_points=2))
     assert records == []
     assert bad == [("cow.ndjson", Bad(1, "drawing: 3 points, at most 2 are accepted"))]
@@ -316,35 +271,3 @@ def test_doodles_are_chosen_by_class_and_number() -> None:
     assert [record["drawing"] for record in records[:4]] == [to_record(doodles.draw("star", n)) for n in range(4)]
     with pytest.raises(DataError, match="'unicorn': no such doodle"):
         open_source(None, "doodles", classes=["unicorn"])
-
-
-@pytest.fixture
-def bucket_url(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bucket on loopback, and a program that does not wait long."""
-    quick = Limits(timeout_s=2, stall_s=2, attempts=3, backoff_s=0.01)
-    monkeypatch.setitem(remote.open_uri.__kwdefaults__, "limits", quick)
-    files = {f"full/simplified/{name}.ndjson": doodle_file(name, 300) for name in ("cat", "The Eiffel Tower")}
-    with FlakyServer(files) as server:
-        monkeypatch.setenv("SKETCHRAY_BUCKET", server.url_of("").rstrip("/"))
-        yield server
-
-
-def test_the_bucket_is_fetched_once_or_streamed_as_far_as_needed(bucket_url: FlakyServer, tmp_path: Path) -> None:
-    wanted = ["cat", "The Eiffel Tower"]
-    source = open_source("quickdraw", classes=wanted, cache_dir=str(tmp_path)).fetched()
-    records, _ = read(source)
-    assert sorted({record["class"] for record in records}) == sorted(wanted)
-    assert len(records) == 600
-    asked = len(bucket_url.requests)
-    open_source("quickdraw", classes=wanted, cache_dir=str(tmp_path)).fetched()
-    assert len(bucket_url.requests) == asked
-    few = open_source("quickdraw", classes=["cat"], per_class=5, cache_dir=str(tmp_path)).fetched()
-    assert few.parts[0].uri.startswith("http://")
-    assert len(read(few)[0]) == 5
-
-
-def test_a_transfer_that_fails_is_an_error_and_no_bad_record(bucket_url: FlakyServer, tmp_path: Path) -> None:
-    source = open_source("quickdraw", classes=["cat"], per_class=5, cache_dir=str(tmp_path)).fetched()
-    bucket_url.always = Answer(status=503)
-    with pytest.raises(DataError, match=r"full/simplified/cat\.ndjson"):
-        read(source)

@@ -3,8 +3,8 @@
 import bz2
 import csv
 import gzip
-import json
 import lzma
+import re
 import zlib
 from io import BufferedReader, BytesIO, RawIOBase
 from typing import Literal, Protocol
@@ -19,8 +19,10 @@ FileFormat = Literal["simplified", "raw", "npz", "binary", "tfrecord", "csv", "p
 
 HEAD_BYTES = 1 << 16
 GZIP, BZIP2, XZ, ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+MAGIC_BYTES = len(XZ)  # the longest of them
 ARROW_FILES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow IPC's file and stream
 ZIP = b"PK\x03\x04"
+TIMES = re.compile(rb'"drawing"\s*:\s*\[\s*\[(\s*\[[^]]*\]\s*,){2}\s*\[')  # a stroke of three lists
 
 
 class Readable(Protocol):
@@ -31,7 +33,7 @@ class Readable(Protocol):
 
 def decompressed(file: "BufferedReader[RawIOBase]") -> Readable:
     """Returns a file, read through gzip, bzip2, xz or zstd if its first bytes are of one of them."""
-    head = file.peek(len(XZ))
+    head = file.peek(MAGIC_BYTES)
     if head.startswith(GZIP):
         return gzip.GzipFile(fileobj=file)
     if head.startswith(BZIP2):
@@ -40,6 +42,11 @@ def decompressed(file: "BufferedReader[RawIOBase]") -> Readable:
         return lzma.LZMAFile(file)
     compressed: Readable = pa.CompressedInputStream(file, "zstd") if head.startswith(ZSTD) else file
     return compressed
+
+
+def is_compressed(head: bytes) -> bool:
+    """Returns whether the first bytes of a file are of gzip, bzip2, xz or zstd."""
+    return head.startswith((GZIP, BZIP2, XZ, ZSTD))
 
 
 def detect(head: bytes) -> FileFormat | None:
@@ -52,7 +59,7 @@ def detect(head: bytes) -> FileFormat | None:
         return "tfrecord"
     line = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")[0]
     if line.startswith(b"{"):
-        return "raw" if _has_times(line) else "simplified"
+        return "raw" if TIMES.search(head) else "simplified"
     if _is_csv(line):
         return "csv"
     return "binary" if _is_binary(head) else None
@@ -81,14 +88,6 @@ def _is_binary(head: bytes) -> bool:
     except DataError:
         return False
     return first is not None and len(first.table) > 0 and head[8:10].isalpha()
-
-
-def _has_times(line: bytes) -> bool:
-    try:
-        strokes = json.loads(line)["drawing"]
-        return len(strokes[0]) == 3
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return False  # the reader says what is wrong
 
 
 def _is_csv(line: bytes) -> bool:
