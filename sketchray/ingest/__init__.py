@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 GROUP_BYTES = 8 << 20  # of files that are read by one task: it has a cost, and a small file is not worth one
 DRAWING_BYTES = 300  # about what a doodle would take in a file
+AT_ONCE = 4  # groups or shards a task, if there are many: between two tasks Ray Data takes some 50 ms
 MAX_CLASSES = 32_767  # labels are int16
 ROWS_PER_SHARD = 32_768  # about 9 MB
 
@@ -84,7 +85,6 @@ def plan_of(source: Source, *, seed: int, num_shards: int | None, strict: bool) 
 
 def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, strict: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    connect()
     groups = _group(source)
     read = _run("read", len(groups), "group", stage, Reader(source, stage, groups, seed, strict))
     reports = [GroupReport.model_validate(stage.read_json(name)) for name in stage.reports("group")]
@@ -142,7 +142,9 @@ def _run(verb: str, number: int, kind: str, stage: Stage, task: Callable[[int], 
         for index in rows["id"].to_pylist():
             yield pa.table({"drawings": [task(pending[index])]})
 
-    tasks = ray.data.range(len(pending), override_num_blocks=len(pending))
+    num_cpus = int(connect().cpus)
+    num_tasks = min(len(pending), max(len(pending) // AT_ONCE, 4 * num_cpus))
+    tasks = ray.data.range(len(pending), override_num_blocks=num_tasks)
     started, drawings = time.perf_counter(), 0
     for finished, row in enumerate(
         tasks.map_batches(call, batch_size=None, batch_format="pyarrow").iter_rows(), number - len(pending) + 1

@@ -12,6 +12,7 @@ import pyarrow as pa
 from sketchray.columns import Int16Array, IntArray
 
 PLACES = 1 << 62  # places in the shuffle, 0..PLACES - 1
+PIECE = 1024  # drawings hashed at a time, in a processor's cache: twice as fast as many thousands
 TRAIN_SHARE, VALID_SHARE = 0.8, 0.1  # of the drawings whose split is not published
 
 UInt64Array = npt.NDArray[np.uint64]
@@ -33,6 +34,20 @@ def content_hash(names: pa.StringArray, points: Int16Array, offsets: IntArray) -
     """Returns a `(B,)` hash of each drawing's class and points; `names` has the class of each drawing."""
     if not len(names):
         return np.zeros(0, np.uint64)
+    sums = np.empty(len(names), np.uint64)
+    for start in range(0, len(names), PIECE):
+        cuts = offsets[start : start + PIECE + 1]
+        sums[start : start + PIECE] = _sum_points(points[cuts[0] : cuts[-1]], cuts - cuts[0])
+    encoded = names.dictionary_encode()
+    of_name = [
+        int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+        for name in encoded.dictionary.to_pylist()
+    ]
+    return mix(sums ^ np.array(of_name, np.uint64)[encoded.indices.to_numpy()])
+
+
+def _sum_points(points: Int16Array, offsets: IntArray) -> UInt64Array:
+    """Returns the `(B,)` sums of the hashes of each drawing's points, each with its number in the drawing."""
     # A point and its number in 64 bits: dx, dy, pen_up, and 31 bits for the number.
     packed = np.arange(len(points), dtype=np.uint64)
     packed -= np.repeat(offsets[:-1].astype(np.uint64), np.diff(offsets))
@@ -40,13 +55,7 @@ def content_hash(names: pa.StringArray, points: Int16Array, offsets: IntArray) -
         packed <<= np.uint64(bits)
         packed |= points[:, axis].view(np.uint16)
     with np.errstate(over="ignore"):
-        sums = np.add.reduceat(mix(packed), offsets[:-1])
-    encoded = names.dictionary_encode()
-    of_name = [
-        int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-        for name in encoded.dictionary.to_pylist()
-    ]
-    return mix(sums ^ np.array(of_name, np.uint64)[encoded.indices.to_numpy()])
+        return np.add.reduceat(mix(packed), offsets[:-1])
 
 
 def choose_place(content: UInt64Array, seed: int) -> IntArray:
