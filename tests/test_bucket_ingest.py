@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from flaky_server import Answer, FlakyServer, doodle_file
 from test_binary import encode as encode_binary
@@ -184,6 +185,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # All servers of a process have one memory.
+    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
     variables = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "key",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx
 import pytest
 from flaky_server import Answer, FlakyServer, crc32c, doodle_file
 from test_download import FAST, MENDED
@@ -121,6 +122,8 @@ def s3() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # All servers of a process have one memory.
+    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
