@@ -3,7 +3,7 @@
 Files hold one class each; the shards mix all classes. Each drawing gets a place by a hash of (seed, class, points). One
 pass over the source sorts groups of files by place into runs on disk; a second merges the runs, one range of places a
 shard. So the shuffle is global, depends on neither the order of the input nor the number of CPUs, and needs the memory
-of one group and one shard a CPU. Equal drawings of a class meet, and one of them is written.
+of one run or one shard a CPU. Equal drawings of a class meet, and one of them is written.
 
 What is done is on disk at any moment: an ingest that was killed goes on where it was when it is run again.
 """
@@ -31,7 +31,7 @@ from sketchray.storage import absolute
 
 logger = logging.getLogger(__name__)
 
-GROUP_BYTES = 8 << 20  # of files that are read by one task: it has a cost, and a small file is not worth one
+GROUP_BYTES = 8 << 20  # of small files that are read and reported as done together; a larger one stands alone
 DRAWING_BYTES = 300  # about what a doodle would take in a file
 AT_ONCE = 4  # groups or shards a task, if there are many: between two tasks Ray Data takes some 50 ms
 MAX_CLASSES = 32_767  # labels are int16

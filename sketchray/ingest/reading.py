@@ -66,7 +66,8 @@ class Reader:
                         raise RefusedError(f"{uri}:{line}: {reason}; mend or remove it, or leave out --strict")
                     record = {"source": uri, "line": line, "reason": reason}
                     bad.append(json.dumps(record, ensure_ascii=False))
-                    report.bad[kind_of(reason)] = report.bad.get(kind_of(reason), 0) + 1
+                    kind = kind_of(reason)
+                    report.bad[kind] = report.bad.get(kind, 0) + 1
                     if len(report.examples) < EXAMPLES:
                         report.examples.append({**record, "source": self.source.parts[part].name})
                 if len(block.table):
