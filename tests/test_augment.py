@@ -83,6 +83,44 @@ def test_some_drawings_are_mirrored_and_the_others_are_as_they_were() -> None:
     assert 8 < sides.count(-1.0) < 32  # of 40, even odds
 
 
+def test_a_warp_is_smooth_bounded_and_another_for_each_drawing() -> None:
+    points, lengths = make_points()
+    before, after = positions(points, lengths), positions(*augment(points, lengths, AugmentConfig(warp=6)))
+    moves = [new[:, :2] - old[:, :2] for old, new in zip(before, after, strict=True)]
+    assert 3 < max(np.abs(move).max() for move in moves) <= 2 * 6 + CLOSE  # two waves
+    for old, move in zip(before, moves, strict=True):
+        # A wave is 160 pixels long at least in each direction, so it is no steeper than this.
+        steepest = 2 * 6 * 2 * np.pi * np.sqrt(2) / 160
+        distance = np.linalg.norm(np.diff(old[:, :2], axis=0), axis=1)
+        assert (np.abs(np.diff(move, axis=0)).max(1) <= steepest * distance + CLOSE).all()
+    assert len({round(float(move[0, 0]), 3) for move in moves}) > 30  # of 40
+
+
+def strokes_of(drawing: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    return np.split(drawing[:, :2], np.flatnonzero(drawing[:, 2])[:-1] + 1)
+
+
+def test_each_stroke_is_turned_scaled_and_shifted_by_itself() -> None:
+    points, lengths = make_points(10)
+    config = AugmentConfig(stroke_rotate=0.3, stroke_scale=0.2, stroke_shift=4)
+    angles, sizes, shifts = [], [], []
+    after = positions(*augment(points, lengths, config))
+    for old, new in zip(positions(points, lengths), after, strict=True):
+        for before, now in zip(strokes_of(old), strokes_of(new), strict=True):
+            shifts.append(now.mean(0) - before.mean(0))
+            x, y = (complex(1, 0) * (one - one.mean(0)) @ [1, 1j] for one in (before, now))
+            if len(x) > 1 and np.abs(x).max() > 5:
+                factor = (np.conj(x) @ y) / (np.conj(x) @ x)  # turned and scaled: one complex number
+                np.testing.assert_allclose(y, factor * x, atol=CLOSE)
+                angles.append(np.angle(factor))
+                sizes.append(abs(factor))
+    assert 0.2 < np.abs(angles).max() <= 0.3001
+    assert 0.799 < min(sizes) < 0.87
+    assert 1.13 < max(sizes) < 1.201
+    assert np.std(shifts) == pytest.approx(4, rel=0.15)  # of some 300 numbers
+    assert np.std(angles) > 0.1
+
+
 def test_jitter_moves_each_point_by_itself() -> None:
     points, lengths = make_points()
     before, after = positions(points, lengths), positions(*augment(points, lengths, AugmentConfig(jitter=2)))
@@ -145,7 +183,7 @@ def test_a_beginning_is_of_any_length_for_the_share_of_drawings_that_is_asked() 
         np.testing.assert_allclose(new, old[: len(new)], atol=CLOSE)
 
 
-@pytest.mark.parametrize("change", [{"flip": 1.1}, {"scale": 1.0}, {"drop_strokes": 1.0}, {"jitter": -1}, {"warp": 1}])
+@pytest.mark.parametrize("change", [{"flip": 1.1}, {"scale": 1.0}, {"drop_strokes": 1.0}, {"jitter": -1}, {"bend": 1}])
 def test_impossible_changes_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig(**change)
