@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sketchray import command
-from sketchray.engine import TrainConfig
+from sketchray.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class Arguments:
         use_gpu: one GPU for each worker.
         preset: named architecture and recipe.
         config: JSON file with any part of the configuration, such as a run's config.json.
+        from_checkpoint: start from the weights of a checkpoint, or a run's best; other classes get a new head.
+        checkpoint_every_s: seconds between two checkpoints in the middle of an epoch; 0 keeps those of epochs only.
         resume: go on with the run of this name, as it was started.
         debug: show tracebacks and Ray's own log.
         train: what is learned and how.
@@ -31,8 +33,10 @@ class Arguments:
     name: str
     num_workers: command.NumWorkers = 1
     use_gpu: bool = False
-    preset: Literal["base", "conv1d", "homl", "seed", "tutorial"] = "base"
+    preset: Literal["base", "conv1d", "gru", "homl", "seed", "tutorial"] = "base"
     config: str | None = None
+    from_checkpoint: str | None = None
+    checkpoint_every_s: float = 600.0
     resume: bool = False
     debug: bool = False
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -49,6 +53,8 @@ def call(arguments: Arguments) -> dict[str, object]:
         name=arguments.name,
         num_workers=arguments.num_workers,
         use_gpu=arguments.use_gpu,
+        from_checkpoint=arguments.from_checkpoint,
+        checkpoint_every_s=arguments.checkpoint_every_s,
         resume=arguments.resume,
     )
 

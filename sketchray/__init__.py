@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sketchray.checkpoint import best, load, save
-    from sketchray.engine import TrainConfig
     from sketchray.errors import CheckpointError, DataError, Error, RunError, StrokeError
     from sketchray.evaluation import evaluate, predict
     from sketchray.ingest import ingest
     from sketchray.model import ModelConfig, StrokeClassifier
     from sketchray.predictor import Predictor
+    from sketchray.recipe import TrainConfig
     from sketchray.shards import ShardSet, open_shards
     from sketchray.training import train
     from sketchray.tuning import SweepConfig, tune
@@ -24,7 +24,7 @@ _MODULE_OF = {
     "best": "checkpoint",
     "load": "checkpoint",
     "save": "checkpoint",
-    "TrainConfig": "engine",
+    "TrainConfig": "recipe",
     "CheckpointError": "errors",
     "DataError": "errors",
     "Error": "errors",

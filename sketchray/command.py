@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from sketchray.cluster import quiet_ray
 from sketchray.errors import Error, find_error
+from sketchray.storage import absolute
 
 if TYPE_CHECKING:
-    from sketchray.engine import TrainConfig
+    from sketchray.recipe import TrainConfig
 
 A = TypeVar("A")
 
@@ -90,14 +91,17 @@ def describe(error: Exception) -> str:
 def config_defaults(arguments: Sequence[str]) -> "dict[str, TrainConfig]":
     """Returns what the flags of a training job start from: the preset, then `--config`; or the run that is resumed.
 
+    With `--from-checkpoint` the architecture is that of the checkpoint.
+
     Raises:
-        Error: the file is not a configuration.
+        Error: the file is not a configuration, or there is no such checkpoint.
     """
-    from sketchray.engine import RECIPES, TrainConfig  # heavy: jobs that train nothing do not pay for it
-    from sketchray.training import stored_config
+    from sketchray.checkpoint import best, read_meta
+    from sketchray.recipe import RECIPES, TrainConfig  # heavy: jobs that train nothing do not pay for it
+    from sketchray.runs import stored_config
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--preset", "--config", "--storage-path", "--name"):
+    for flag in ("--preset", "--config", "--storage-path", "--name", "--from-checkpoint"):
         parser.add_argument(flag)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -109,6 +113,9 @@ def config_defaults(arguments: Sequence[str]) -> "dict[str, TrainConfig]":
         if stored is not None:
             return {"train": stored}
     config = RECIPES.get(known.preset or "base", RECIPES["base"])
+    if known.from_checkpoint is not None:
+        meta = read_meta(best(absolute(known.from_checkpoint)))
+        config = config.model_copy(update={"model": meta.model})
     if known.config is None:
         return {"train": config}
     path = Path(known.config)

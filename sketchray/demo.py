@@ -19,7 +19,7 @@ from sketchray.cluster import quiet_ray
 from sketchray.strokes import Int16Array, to_record, to_strokes
 
 if TYPE_CHECKING:
-    from sketchray.engine import TrainConfig
+    from sketchray.recipe import TrainConfig
 
 HERE = Path(".demo")
 SEED = 7
@@ -126,7 +126,7 @@ def main() -> None:
 
 def demo_config() -> "TrainConfig":
     """Returns the fastest recipe, shortened to what ten easy classes need."""
-    from sketchray.engine import RECIPES
+    from sketchray.recipe import RECIPES
 
     return RECIPES["conv1d"].model_copy(update=DEMO)
 

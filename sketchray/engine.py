@@ -1,4 +1,4 @@
-"""How a model learns: one step, clipping, the schedule, evaluation sums. PyTorch only, no Ray.
+"""The learner: one step of learning, evaluation sums, and what of both is kept. PyTorch only, no Ray.
 
 A step's randomness is a pure function of (seed, step, rank), so a run resumed at a step goes on as if it had never
 stopped, with no generator's state to keep.
@@ -6,78 +6,27 @@ stopped, with no generator's state to keep.
 Shapes: B drawings of this rank, T points, K classes.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sketchray.augment import AugmentConfig, augment
+from sketchray.augment import augment
 from sketchray.batch import Batch, pad
+from sketchray.clipping import clip
 from sketchray.errors import RunError
-from sketchray.model import PRESETS, ModelConfig, StrokeClassifier
+from sketchray.model import StrokeClassifier
+from sketchray.recipe import TrainConfig, lr_at
 
 SUMS = ("drawings", "loss", "top1", "top5", "map3")
-
-
-class TrainConfig(BaseModel):
-    """What is learned and how; where it runs is said elsewhere.
-
-    Attributes:
-        model: the architecture.
-        augment: random changes to the training drawings.
-        num_epochs: passes over the train split.
-        batch_size: drawings a step, over all workers.
-        optimizer: `adamw`, `adam` or `sgd` (without momentum).
-        lr: the highest learning rate of the schedule.
-        schedule: `one_cycle` rises for `warmup` of the steps, then falls along a cosine to `lr` / 10,000;
-            `constant` stays at `lr`.
-        warmup: share of all steps that the rise takes.
-        weight_decay: of matrices; biases and norms have none.
-        clip_norm: largest gradient norm; 0 turns clipping off.
-        label_smoothing: share of the target spread over all classes.
-        seed: of weights, order and augmentation.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig = ModelConfig()
-    augment: AugmentConfig = AugmentConfig(
-        rotate=0.2, scale=0.2, shear=0.15, flip=0.5, jitter=1.5, drop_points=0.1, drop_strokes=0.05, prefix=0.1
-    )
-    num_epochs: int = Field(12, ge=1)
-    batch_size: int = Field(256, ge=1)
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(3e-3, gt=0)
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    warmup: float = Field(0.25, ge=0, lt=1)
-    weight_decay: float = Field(0.02, ge=0)
-    clip_norm: float = Field(1.0, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.optimizer != "adamw" and self.weight_decay:
-            raise ValueError(f"weight_decay={self.weight_decay} is for optimizer=adamw only; set it to 0")
-        return self
-
-
-_PLAIN: dict[str, Any] = {"augment": AugmentConfig(), "label_smoothing": 0.0, "weight_decay": 0.0}
-_ADAM: dict[str, Any] = {**_PLAIN, "optimizer": "adam", "schedule": "constant"}
-
-# Named recipes. `seed` and `tutorial` train as published (tutorial in batches of 256, not 8). `homl` is the book's
-# network and clipping with one-cycle AdamW: the book's plain SGD at 1e-2 needs many times the epochs (docs/results.md).
-RECIPES: dict[str, TrainConfig] = {
-    "seed": TrainConfig(model=PRESETS["seed"], lr=1e-3, **_ADAM),
-    "homl": TrainConfig(model=PRESETS["homl"], **{**_PLAIN, "weight_decay": 0.01}),
-    "tutorial": TrainConfig(model=PRESETS["tutorial"], lr=1e-4, clip_norm=9.0, **_ADAM),
-    "conv1d": TrainConfig(model=PRESETS["conv1d"]),
-    "base": TrainConfig(model=PRESETS["base"]),
-}
+TEMPERATURES = tuple(1.05**step for step in range(-24, 25))  # 0.31 to 3.2: tried when a model is calibrated
 
 
 def new_sums(device: torch.device | str = "cpu") -> Tensor:
@@ -117,20 +66,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def lr_at(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Returns the learning rate of a step (0 is the first).
+def balanced_weights(class_counts: Sequence[int]) -> Tensor:
+    """Returns `(K,)` weights, 1 for a class of average size, in inverse proportion to its drawings; 0 for none.
 
-    Source: the one-cycle policy, Smith and Topin 2017, with PyTorch's start (lr / 25) and end (start / 10,000 here
-    lr / 10,000).
+    Source: `class_weight="balanced"` of scikit-learn.
     """
-    if config.schedule == "constant":
-        return config.lr
-    peak = config.warmup * total_steps
-    if step < peak:
-        low, high, way = config.lr / 25, config.lr, 1 - step / peak
-    else:
-        low, high, way = config.lr / 10_000, config.lr, (step - peak) / max(total_steps - peak, 1)
-    return low + (high - low) * (1 + math.cos(math.pi * way)) / 2
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    present = counts > 0
+    return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0).float()
 
 
 class Learner:
@@ -143,6 +86,7 @@ class Learner:
         device: where it runs.
         rank: of this process; its augmentation and dropout differ from other ranks'.
         wrap: makes the model data parallel; every rank calls it.
+        class_counts: drawings of each class, for `class_weights="balanced"`.
     """
 
     def __init__(
@@ -154,71 +98,189 @@ class Learner:
         device: torch.device | None = None,
         rank: int = 0,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        class_counts: Sequence[int] = (),
     ) -> None:
         self.config, self.total_steps, self.rank = config, total_steps, rank
         self.device = device or torch.device("cpu")
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         self.model = StrokeClassifier(config.model, num_classes).to(self.device)
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(self.model, multi_avg_fn=self._mix, use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
         self.parallel = wrap(self.model)
+        self.class_weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            self.class_weights = balanced_weights(class_counts).to(self.device)
         self.steps = 0
         self.start_epoch()
 
     def start_epoch(self) -> None:
         """Empties the sums of the training metrics."""
-        self.model.train()
         self.sums = new_sums(self.device)
         self.clipped = torch.zeros((), device=self.device)
-        self.first_bad_step = torch.full((), torch.inf, device=self.device)
+        self.norms = torch.zeros((), device=self.device)
         self.epoch_steps = 0
+        self.bad_loss = torch.full((), torch.inf, device=self.device)  # the first step with one, on this rank
+        self.bad_norm = torch.full((), torch.inf, device=self.device)  # the same on all ranks
 
     def step(self, batch: Batch) -> None:
         """Learns from a batch: forward, backward (every rank takes part), clip, update. No host sync."""
+        self.model.train()
         torch.manual_seed((self.config.seed << 40) ^ (self.steps << 12) ^ self.rank)
-        batch = batch.to(self.device)
-        points, lengths = pad(batch.values, batch.offsets, self.config.model.max_points)
-        points, lengths = augment(points, lengths, self.config.augment)
-        logits = self.parallel(points, lengths)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.config.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        parts = list(_cut(batch, self.config.gradient_accumulation_steps))
+        for number, part in enumerate(parts):
+            with contextlib.ExitStack() as stack:
+                if isinstance(self.parallel, DistributedDataParallel) and number < len(parts) - 1:
+                    stack.enter_context(self.parallel.no_sync())  # the ranks share the sum of the parts once
+                self._backward(part, len(part) / len(batch))
+        config = self.config
+        norm, clipped = clip(self.model, norm=config.clip_norm, value=config.clip_value, adaptive=config.clip_adaptive)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.steps, self.total_steps, self.config)
+            group["lr"] = lr_at(self.steps, self.total_steps, config)
         self.optimizer.step()
-        self.sums += score(logits.detach(), batch.labels)
-        self.clipped += norm > limit
-        bad = ~(norm.isfinite() & loss.detach().isfinite())
-        self.first_bad_step = torch.where(bad, self.first_bad_step.clamp(max=self.steps), self.first_bad_step)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.clipped += clipped
+        self.norms += norm
+        self._note(self.bad_norm, norm)
         self.steps += 1
         self.epoch_steps += 1
 
+    def _mix(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        """Moves the averages towards the weights: over the last tenth of the steps so far, `ema_decay` at the most.
+
+        Source: `num_updates` of TensorFlow's ExponentialMovingAverage; without it short runs would keep random weights.
+        """
+        decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
+        get_ema_multi_avg_fn(decay)(averages, weights, count)  # type: ignore[no-untyped-call]
+
+    def _backward(self, batch: Batch, share: float) -> None:
+        """Adds the gradient of a part of a batch, which is `share` of it."""
+        batch = batch.to(self.device)
+        points, lengths = pad(batch.values, batch.offsets, self.config.model.max_points)
+        points, lengths = augment(points, lengths, self.config.augment)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            logits = self.parallel(points, lengths).float()
+        loss = F.cross_entropy(
+            logits, batch.labels, self.class_weights, label_smoothing=self.config.label_smoothing, reduction="sum"
+        )
+        # Divided by the drawings, not by their weights, so that ranks and parts add up to the whole batch.
+        loss = loss / len(batch)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        self.sums += score(logits.detach(), batch.labels)
+        self._note(self.bad_loss, loss.detach())
+
+    def _note(self, first_bad: Tensor, value: Tensor) -> None:
+        """Keeps the number of the first step whose value is not finite, without a host sync."""
+        first_bad.copy_(torch.where(value.isfinite(), first_bad, first_bad.clamp(max=self.steps)))
+
     def check_finite(self) -> None:
-        """Raises RunError if a loss or gradient of this epoch was not finite. Host sync."""
-        first = float(self.first_bad_step)
+        """Raises RunError if a loss or gradient of this epoch was not finite. Every rank takes part; host sync."""
+        found = torch.stack([self.bad_loss, self.bad_norm])
+        ranks = [found]
+        if dist.is_initialized():
+            ranks = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, found)
+        table = torch.stack(ranks).cpu()  # (ranks, 2)
+        first = float(table.min())
         if first < math.inf:
+            losses = (table[:, 0] == first).nonzero().flatten().tolist()
+            what = f"the loss became NaN or infinite in step {first:.0f} on rank {losses[0] if losses else 0}"
+            if not losses:
+                what = f"the gradient became NaN or infinite in step {first:.0f}, on all ranks"
+            config = self.config
+            clipping = f"--clip-norm (it is {config.clip_norm:g})" if config.clip_norm else "--clip-norm 1 (it is off)"
             raise RunError(
-                f"the loss or its gradient became NaN or infinite in step {first:.0f} on rank {self.rank}; "
-                f"try a lower --lr (it is {self.config.lr:g}) or --clip-norm (it is {self.config.clip_norm:g})"
+                f"{what}; try a lower --lr (it is {config.lr:g}) or {clipping}"
+                + (" or --precision float32" if config.precision == "bfloat16" else "")
             )
 
+    @property
+    def kept(self) -> StrokeClassifier:
+        """The model that is validated and kept: the moving average where there is one."""
+        kept = self.model if self.average is None else self.average.module
+        assert isinstance(kept, StrokeClassifier)
+        return kept
+
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> Tensor:
-        """Returns the sums over this rank's batches, `(5,)` float64 on the CPU; the caller adds up the ranks."""
-        self.model.eval()
+    def evaluate(
+        self, batches: Iterable[Batch], confusion: Tensor | None = None, losses: Tensor | None = None
+    ) -> Tensor:
+        """Returns the sums over this rank's batches, `(5,)` float64 on the CPU; the caller adds up the ranks.
+
+        Args:
+            batches: of this rank's part of a split.
+            confusion: `(K, K)` int64 on the device, to which drawings are added by true class and first guess.
+            losses: `(len(TEMPERATURES),)` float64 on the device, to which the cross-entropy at each is added. The
+                model's own temperature is 1 then.
+        """
+        model = self.kept.eval()
+        if losses is not None:
+            model.temperature.fill_(1.0)
         sums = new_sums(self.device)
         for batch in batches:
             moved = batch.to(self.device)
-            sums += score(self.model(*pad(moved.values, moved.offsets, self.config.model.max_points)), moved.labels)
+            logits = model(*pad(moved.values, moved.offsets, self.config.model.max_points))
+            sums += score(logits, moved.labels)
+            if confusion is not None:
+                pairs = moved.labels * confusion.shape[1] + logits.argmax(1)
+                confusion += pairs.bincount(minlength=confusion.numel()).view_as(confusion)
+            if losses is not None:
+                at_each = [F.cross_entropy(logits / value, moved.labels, reduction="sum") for value in TEMPERATURES]
+                losses += torch.stack(at_each)
         return sums.cpu()
 
+    def calibrate(self, losses: Tensor) -> float:
+        """Gives the kept model the temperature of the lowest loss, of all ranks, and returns that loss.
+
+        With `config.temperature` it gets that one, and the loss at the nearest that was tried is returned.
+        """
+        place = int(losses.argmin())
+        if self.config.temperature:
+            distances = [abs(math.log(value / self.config.temperature)) for value in TEMPERATURES]
+            place = distances.index(min(distances))
+        self.kept.temperature.fill_(self.config.temperature or TEMPERATURES[place])
+        return float(losses[place])
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns what resuming needs besides the weights: the optimizer and the number of steps done."""
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+        """Returns what resuming needs besides the kept weights: the optimizer, the position, and the epoch's sums."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "epoch_steps": self.epoch_steps,
+            "sums": self.sums.cpu(),
+            "clipped": self.clipped.cpu(),
+            "norms": self.norms.cpu(),
+        }
+        if self.average is not None:
+            state["weights"] = self.model.state_dict()
+            state["averaged"] = self.average.n_averaged.cpu()
+        return state
 
     def load_state_dict(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Goes on from what `model.state_dict` and `state_dict` returned."""
-        self.model.load_state_dict(weights)
+        """Goes on from what `kept.state_dict` and `state_dict` returned."""
+        self.model.load_state_dict(state.get("weights", weights))
+        if self.average is not None:
+            self.average.module.load_state_dict(weights)
+            self.average.n_averaged.copy_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+        self.steps, self.epoch_steps = state["steps"], state["epoch_steps"]
+        self.sums.copy_(state["sums"])
+        self.clipped.copy_(state["clipped"])
+        self.norms.copy_(state["norms"])
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts from the weights of another model instead of random ones."""
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.module.load_state_dict(weights)
+
+
+def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Yields a batch in parts of like size, as many as have a drawing."""
+    for number in range(parts):
+        start, stop = number * len(batch) // parts, (number + 1) * len(batch) // parts
+        if stop > start:
+            yield batch.slice(start, stop)

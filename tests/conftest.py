@@ -12,9 +12,9 @@ from hypothesis import settings
 from sketchray import doodles
 from sketchray.cluster import quiet_ray
 from sketchray.demo import free_port, isolate_serve
-from sketchray.engine import TrainConfig
 from sketchray.ingest import ingest
 from sketchray.model import ModelConfig
+from sketchray.recipe import TrainConfig
 from sketchray.sources import open_source
 from sketchray.strokes import to_record
 from sketchray.training import train

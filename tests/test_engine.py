@@ -14,10 +14,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from sketchray.augment import AugmentConfig
-from sketchray.batch import Batch
-from sketchray.engine import RECIPES, Learner, TrainConfig, lr_at, make_optimizer, score, to_metrics
+from sketchray.batch import Batch, pad
+from sketchray.clipping import clip, clip_adaptive
+from sketchray.engine import TEMPERATURES, Learner, balanced_weights, make_optimizer, score, to_metrics
 from sketchray.errors import RunError
 from sketchray.model import PRESETS, StrokeClassifier
+from sketchray.recipe import RECIPES, TrainConfig, lr_at
 from sketchray.strokes import from_record
 
 PLAIN = TINY.model_copy(
@@ -69,6 +71,16 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert {lr_at(step, 10, RECIPES["seed"]) for step in range(10)} == {1e-3}
 
 
+def test_a_cosine_starts_with_a_line_and_ends_at_nothing() -> None:
+    config = TrainConfig(lr=1.0, warmup=0.1, schedule="cosine")
+    rates = [lr_at(step, 1000, config) for step in range(1000)]
+    assert np.diff(rates[:100]) == pytest.approx(np.full(99, 1 / 101))
+    assert rates[0] == pytest.approx(1 / 101)
+    assert rates[100] == 1.0
+    assert rates[550] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-5
+
+
 def test_only_matrices_decay() -> None:
     model = StrokeClassifier(PRESETS["base"], 5)
     decaying, others = make_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
@@ -110,6 +122,157 @@ def test_clipping_bounds_the_step_and_is_counted() -> None:
     assert count == 1
 
 
+def gradient(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+def loud_model() -> StrokeClassifier:
+    """A model with large gradients of many sizes."""
+    torch.manual_seed(0)
+    model = StrokeClassifier(PLAIN.model, 4)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 3
+    return model
+
+
+def test_clipping_by_value_cuts_each_number_and_leaves_the_small_ones() -> None:
+    model = loud_model()
+    before = gradient(model)
+    norm, clipped = clip(model, norm=0, value=0.5, adaptive=0)
+    assert float(norm) == pytest.approx(float(before.norm()), rel=1e-5)  # float32 sums in another order
+    assert bool(clipped)
+    assert torch.equal(gradient(model), before.clamp(-0.5, 0.5))
+    assert not bool(clip(model, norm=0, value=0.6, adaptive=0)[1])
+
+
+def test_clipping_by_norm_takes_what_the_others_left() -> None:
+    model = loud_model()
+    clip(model, norm=0.1, value=0.5, adaptive=0)
+    assert float(gradient(model).norm()) == pytest.approx(0.1, rel=1e-3)  # PyTorch adds 1e-6 to the norm it divides by
+
+
+def test_adaptive_clipping_bounds_each_unit_by_its_weights_and_leaves_the_head() -> None:
+    model = loud_model()
+    head = model.head.weight.grad
+    assert head is not None
+    before = head.clone()
+    _, clipped = clip(model, norm=0, value=0, adaptive=0.05)
+    assert bool(clipped)
+    assert torch.equal(head, before)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("head."):
+            assert parameter.grad is not None
+            rows = parameter.detach().flatten(1) if parameter.ndim > 1 else parameter.detach()[None]
+            gradients = parameter.grad.flatten(1) if parameter.ndim > 1 else parameter.grad[None]
+            limit = 0.05 * rows.norm(dim=1).clamp(min=1e-3)
+            assert (gradients.norm(dim=1) <= limit * 1.0001).all(), name
+    assert not bool(clip(model, norm=0, value=0, adaptive=0.051)[1])
+
+
+def test_adaptive_clipping_is_the_papers_formula() -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    weight.grad = torch.tensor([[0.0, 1.0], [0.3, 0.4]])
+    assert bool(clip_adaptive([weight], 0.1))
+    # |w| = 5 allows 0.5; a unit of zeros counts as 1e-3 and allows 1e-4.
+    torch.testing.assert_close(weight.grad, torch.tensor([[0.0, 0.5], [6e-5, 8e-5]]))
+
+
+def test_parts_of_a_batch_add_up_to_it() -> None:
+    batch = make_batch()
+    whole, parts = (
+        Learner(SGD.model_copy(update={"gradient_accumulation_steps": steps}), 4, total_steps=5) for steps in (1, 5)
+    )
+    for _ in range(5):
+        whole.step(batch)
+        parts.step(batch)  # 32 drawings in parts of 6 and 7
+    assert parts.steps == whole.steps == 5
+    assert parts.sums[0] == whole.sums[0] == 160
+    for name, tensor in whole.model.state_dict().items():
+        if "running" not in name:
+            # Float32 sums in another order.
+            torch.testing.assert_close(parts.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_judged_and_kept() -> None:
+    batch = make_batch()
+    learner = Learner(PLAIN.model_copy(update={"ema_decay": 0.999, "lr": 0.1}), 4, total_steps=4)
+    name = "head.weight"
+    expected = None
+    for step in range(4):
+        learner.step(batch)
+        now = learner.model.state_dict()[name].clone()
+        decay = (1 + step) / (10 + step)
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+    assert expected is not None
+    torch.testing.assert_close(learner.kept.state_dict()[name], expected)
+    assert not torch.allclose(expected, learner.model.state_dict()[name])
+    assert learner.kept is not learner.model
+    judged = learner.evaluate([batch])
+    other = Learner(PLAIN, 4, total_steps=4)
+    other.start_from(learner.kept.state_dict())
+    assert torch.equal(other.evaluate([batch]), judged)
+
+
+def test_bfloat16_starts_where_float32_does_learns_too_and_keeps_float32_weights() -> None:
+    batch = make_batch()
+    losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for precision, found in losses.items():
+        learner = Learner(PLAIN.model_copy(update={"precision": precision}), 4, total_steps=20)
+        for _ in range(20):
+            learner.start_epoch()
+            learner.step(batch)
+            found.append(to_metrics(learner.sums, "")["loss"])
+        assert {tensor.dtype for tensor in learner.model.state_dict().values()} <= {torch.float32, torch.long}
+    assert losses["float32"][0] != losses["bfloat16"][0]
+    assert losses["bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.01)  # 8 bits of fraction
+    assert losses["bfloat16"][-1] < 0.1 * losses["bfloat16"][0]
+
+
+def test_calibration_finds_the_temperature_of_the_lowest_loss_and_changes_no_guess() -> None:
+    batch = make_batch()
+    learner = Learner(PLAIN.model_copy(update={"lr": 0.02, "schedule": "constant"}), 4, total_steps=40)
+    for _ in range(4):
+        learner.step(batch)
+    with torch.no_grad():
+        learner.model.head.weight.mul_(2)  # too sure of itself
+        learner.model.head.bias.mul_(2)
+    before = learner.evaluate([batch])
+    confusion, losses = torch.zeros(4, 4, dtype=torch.long), torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+    learner.evaluate([batch.slice(0, 20), batch.slice(20, 32)], confusion, losses)
+    best = learner.calibrate(losses)
+    after = learner.evaluate([batch])
+    assert float(after[1]) == pytest.approx(best, rel=1e-5)  # float32, in batches of another size
+    assert after[2:].tolist() == before[2:].tolist()
+    for other in (0.9, 1.1):
+        learner.model.temperature *= other
+        assert float(learner.evaluate([batch])[1]) > best
+        learner.model.temperature /= other
+    assert int(confusion.sum()) == 32
+
+    fixed = Learner(PLAIN.model_copy(update={"temperature": 1.3}), 4, total_steps=1)
+    fixed.calibrate(losses)
+    assert float(fixed.model.temperature) == pytest.approx(1.3)
+    assert torch.equal(fixed.model.train()(*pad_all(batch)), fixed.model(*pad_all(batch)))  # none in training
+
+
+def pad_all(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return pad(batch.values, batch.offsets, 256)
+
+
+def test_balanced_weights_make_a_rare_class_count_as_much() -> None:
+    assert balanced_weights([30, 10, 0]).tolist() == pytest.approx([40 / 60, 2.0, 0.0])
+    counts = torch.tensor([30.0, 10.0])
+    assert float((balanced_weights([30, 10]) * counts).sum()) == pytest.approx(
+        40
+    )  # the learning rate keeps its meaning
+    batch = make_batch()
+    skewed = Learner(SGD.model_copy(update={"class_weights": "balanced"}), 4, total_steps=1, class_counts=[8, 8, 8, 0])
+    plain = Learner(SGD, 4, total_steps=1)
+    for learner in (skewed, plain):
+        learner.step(batch)
+    assert not torch.equal(skewed.model.head.weight, plain.model.head.weight)
+
+
 def test_a_loss_that_is_no_number_names_its_first_step() -> None:
     batch = make_batch()
     learner = Learner(PLAIN, 4, total_steps=10)
@@ -119,7 +282,7 @@ def test_a_loss_that_is_no_number_names_its_first_step() -> None:
         learner.model.head.bias[0] = torch.nan
     learner.step(batch)
     learner.step(batch)
-    with pytest.raises(RunError, match="in step 1 on rank 0; try a lower --lr"):
+    with pytest.raises(RunError, match="the loss became NaN or infinite in step 1 on rank 0; try a lower --lr"):
         learner.check_finite()
 
 
@@ -133,24 +296,28 @@ def test_the_sums_do_not_depend_on_the_batch_size() -> None:
     assert float(whole[1]) == pytest.approx(float(ones[1]), rel=1e-5)  # float32, rounded in another order
 
 
-def test_a_learner_resumed_ends_with_the_weights_of_one_that_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_learner_resumed_ends_with_the_weights_of_one_that_never_stopped(tmp_path: Path, ema_decay: float) -> None:
     batch = make_batch()
-    through = Learner(TINY, 4, total_steps=6)  # with dropout, augmentation, clipping, momenta and a schedule
+    config = TINY.model_copy(update={"ema_decay": ema_decay})
+    through = Learner(config, 4, total_steps=6)  # with dropout, augmentation, clipping, momenta and a schedule
     for _ in range(3):
         through.step(batch)
-    torch.save((through.model.state_dict(), through.state_dict()), tmp_path / "saved")
+    torch.save((through.kept.state_dict(), through.state_dict()), tmp_path / "saved")
     for _ in range(3):
         through.step(batch)
 
     torch.manual_seed(99)  # another process
-    resumed = Learner(TINY, 4, total_steps=6)
+    resumed = Learner(config, 4, total_steps=6)
     resumed.load_state_dict(*torch.load(tmp_path / "saved", weights_only=True))
-    resumed.start_epoch()
     for _ in range(3):
         resumed.step(batch)
     assert resumed.steps == through.steps == 6
-    for name, tensor in through.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert torch.equal(resumed.sums, through.sums)  # of the epoch that was cut
+    assert (resumed.epoch_steps, resumed.norms, resumed.clipped) == (6, through.norms, through.clipped)
+    for ours, theirs in ((resumed.model, through.model), (resumed.kept, through.kept)):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
 
 
 def test_steps_and_ranks_have_a_randomness_of_their_own() -> None:

@@ -10,11 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"strokes", "columns", "storage", "batch", "fetch"},
-    {"augment", "model", "doodles", "sketch_rnn", "cluster"},
+    {"strokes", "columns", "storage", "batch", "fetch", "page"},
+    {"augment", "model", "doodles", "sketch_rnn", "cluster", "clipping", "charts"},
+    {"recipe"},
     {"formats", "shards", "checkpoint", "engine"},
-    {"parts", "census", "feed"},
-    {"sources", "card"},
+    {"parts", "census", "feed", "outcomes"},
+    {"sources", "card", "logbook", "runs", "mistakes"},
+    {"loop"},
     {"ingest", "predictor", "report"},
     {"training", "evaluation", "service"},
     {"tuning", "command", "demo"},
@@ -79,9 +81,9 @@ def test_importing_sketchray_is_light() -> None:
 
 
 def test_engine_feed_and_predictor_need_no_ray() -> None:
-    loaded = loaded_by("import sketchray.engine, sketchray.feed, sketchray.predictor")
+    loaded = loaded_by("import sketchray.loop, sketchray.runs, sketchray.feed, sketchray.predictor")
     assert "torch" in loaded
-    assert not loaded & {"ray", "optuna", "tyro", "matplotlib", "tensorflow_datasets", "fastapi"}
+    assert not loaded & {"ray", "optuna", "tyro", "matplotlib", "tensorboard", "tensorflow_datasets", "fastapi"}
 
 
 def test_reading_sources_needs_no_torch() -> None:

@@ -21,7 +21,7 @@ from sketchray.strokes import from_record
 
 VARIANTS = {
     **PRESETS,
-    "gru": ModelConfig(cell="gru", conv_norm="batch", pooling=("last", "max"), rnn_size=32),
+    "batch norm": ModelConfig(cell="gru", conv_norm="batch", pooling=("last", "max"), rnn_size=32),
     "pooled": ModelConfig(rnn_layers=1, rnn_size=16, pooling=("last", "mean", "max", "sum", "attention")),
     "strided": ModelConfig(conv_channels=(8, 8), conv_kernels=(7, 3), conv_strides=(3, 2), rnn_size=16),
 }
@@ -41,7 +41,15 @@ def make_model(config: ModelConfig) -> StrokeClassifier:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("homl", 344_665), ("tutorial", 1_145_337), ("seed", 355_929), ("base", 1_869_657)]
+    ("preset", "parameters"),
+    [
+        ("homl", 344_665),
+        ("tutorial", 1_145_337),
+        ("seed", 355_929),
+        ("conv1d", 704_377),
+        ("gru", 1_697_049),
+        ("base", 1_960_217),
+    ],
 )
 def test_parameter_counts(preset: str, parameters: int) -> None:
     model = StrokeClassifier(PRESETS[preset], 345)
@@ -128,7 +136,7 @@ def test_points_past_the_maximum_are_cut_off() -> None:
     ("change", "message"),
     [
         ({"conv_kernels": (5,)}, "one entry a layer"),
-        ({"conv_kernels": (4, 5)}, "must be odd"),
+        ({"conv_kernels": (4, 5, 5)}, "must be odd"),
         ({"conv_channels": (), "conv_kernels": (), "conv_strides": (), "rnn_layers": 0}, "at least one convolution"),
         ({"pooling": ()}, "one or several different names"),
         ({"pooling": ("max", "max")}, "one or several different names"),
