@@ -1,5 +1,6 @@
 """Checkpoints on disk, and the predictor that reads them."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -11,7 +12,7 @@ import torch
 from conftest import TINY
 
 from sketchray import doodles
-from sketchray.checkpoint import Meta, best, library_versions, load, load_state, save
+from sketchray.checkpoint import Meta, best, find, library_versions, load, load_state, read_meta, save
 from sketchray.errors import CheckpointError, Error
 from sketchray.model import ModelConfig, StrokeClassifier
 from sketchray.predictor import Predictor, export
@@ -49,7 +50,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
     assert meta.classes == list(doodles.CLASSES)
-    assert load_state(tmp_path / "a") == {"steps": 10}
+    assert load_state(str(tmp_path / "a")) == {"steps": 10}
 
 
 def test_best_finds_the_highest_accuracy_also_in_folders(tmp_path: Path) -> None:
@@ -63,6 +64,40 @@ def test_best_finds_the_highest_accuracy_also_in_folders(tmp_path: Path) -> None
     assert load(best(uri))[1].metrics == {"val_top1": 0.9}
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_bit_that_flipped_is_noticed(tmp_path: Path) -> None:
+    for name, read in (("model.safetensors", load), ("state.pt", load_state)):
+        write(tmp_path / name)
+        flip_a_bit(tmp_path / name / name)
+        with pytest.raises(CheckpointError, match=f"{name}: its .* bytes are not those that meta.json names"):
+            read(str(tmp_path / name))
+
+
+def test_what_is_torn_is_never_the_best_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "good", top1=0.1)
+    os.truncate(write(tmp_path / "cut", top1=0.9) / "model.safetensors", 5000)
+    (write(tmp_path / "gone", top1=0.9) / "model.safetensors").unlink()
+    (write(tmp_path / "started", top1=0.9) / "meta.json").write_text('{"format_ver')
+    assert best(str(tmp_path)) == str(tmp_path / "good")
+    assert len(caplog.messages) == 3
+    for name, message in zip(("cut", "gone", "started"), sorted(caplog.messages), strict=True):
+        assert message.startswith(f"passed over: {tmp_path / name}")
+
+
+def test_the_middle_of_an_epoch_is_the_newest_but_never_the_best(tmp_path: Path) -> None:
+    write(tmp_path / "epoch")
+    write(tmp_path / "middle")
+    edit(tmp_path / "middle" / "meta.json", metrics={}, step=15)
+    assert [Path(place).name for place, _ in find(str(tmp_path))] == ["middle", "epoch"]
+    assert best(str(tmp_path)) == str(tmp_path / "epoch")
+    assert find(str(tmp_path / "nowhere")) == []
+
+
 def test_uris_keep_their_query() -> None:
     assert child("s3://bucket/runs?region=eu", "a") == "s3://bucket/runs/a?region=eu"
     assert child("/runs/", "a") == "/runs/a"
@@ -73,7 +108,7 @@ def test_uris_keep_their_query() -> None:
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such directory"):
         best(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
         best(str(tmp_path))
     with pytest.raises(CheckpointError, match=r"not a checkpoint \(no meta\.json\)"):
         load(str(tmp_path))
@@ -83,9 +118,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: (path / "meta.json").write_text("{"), "not valid JSON"),
-        (lambda path: (path / "meta.json").write_text("[]"), "checkpoint format version None, this sketchray reads 1"),
+        (lambda path: (path / "meta.json").write_text("[]"), "checkpoint format version None, this sketchray reads 2"),
         (lambda path: (path / "meta.json").write_text('{"format_version": 9}'), "format version 9"),
-        (lambda path: (path / "meta.json").write_text('{"format_version": 1}'), "Field required"),
+        (lambda path: (path / "meta.json").write_text('{"format_version": 2}'), "Field required"),
         (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 40), "the checkpoint is damaged"),
         (lambda path: (path / "model.safetensors").unlink(), "the checkpoint is damaged"),
         (lambda path: os.truncate(path / "model.safetensors", 5000), "the checkpoint is damaged"),
@@ -117,8 +152,12 @@ def test_a_state_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path)
     proof = tmp_path / "ran"
     content = pickle.dumps(Malice(f"touch {proof}"))
     (tmp_path / "a" / "state.pt").write_bytes(content)
+    digest = {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}  # its author knows the format
+    edit(
+        tmp_path / "a" / "meta.json", files={**read_meta(str(tmp_path / "a")).model_dump()["files"], "state.pt": digest}
+    )
     with pytest.raises(CheckpointError, match="the checkpoint is damaged or hostile"):
-        load_state(tmp_path / "a")
+        load_state(str(tmp_path / "a"))
     assert not proof.exists()
     pickle.loads(content)  # what the check is worth: unpickled, it does run
     assert proof.exists()
@@ -128,10 +167,14 @@ def test_without_a_whole_state_training_cannot_go_on(tmp_path: Path) -> None:
     write(tmp_path / "a")
     os.truncate(tmp_path / "a" / "state.pt", 300)
     with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
-        load_state(tmp_path / "a")
+        load_state(str(tmp_path / "a"))
     (tmp_path / "a" / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.pt: .*the checkpoint is damaged"):
+        load_state(str(tmp_path / "a"))
+    files = read_meta(str(tmp_path / "a")).model_dump()["files"]
+    edit(tmp_path / "a" / "meta.json", files={"model.safetensors": files["model.safetensors"]})
     with pytest.raises(CheckpointError, match=r"no state\.pt, so training cannot go on"):
-        load_state(tmp_path / "a")
+        load_state(str(tmp_path / "a"))
     load(str(tmp_path / "a"))  # answering needs none
 
 
