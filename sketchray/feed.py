@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -177,9 +178,23 @@ def collate(table: pa.Table) -> Batch:
     return Batch(torch.from_numpy(values.copy()), torch.from_numpy(offsets), torch.from_numpy(labels))
 
 
-def batches(feed: Feed, epochs: Iterable[int] = (0,)) -> Iterator[Batch]:
-    """Yields the batches of some epochs, read two windows ahead by a thread of this process. Needs no Ray."""
-    todo = windows_of(feed, epochs)
+def batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0) -> Iterator[Batch]:
+    """Yields the batches of some epochs, read two windows ahead by a thread of this process. Needs no Ray.
+
+    Args:
+        skip: batches of the first epoch that are left out, a TrainFeed's only: what a run learned before it went on.
+    """
+    todo, rest = _after(windows_of(feed, epochs), skip)
+    return islice(_threaded(feed, todo), rest, None)
+
+
+def _after(todo: list[tuple[int, int]], skip: int) -> tuple[list[tuple[int, int]], int]:
+    """Returns the windows that are left after `skip` batches, and how many batches of the first are to be skipped."""
+    windows, rest = divmod(skip, SLICES)
+    return todo[windows:], rest
+
+
+def _threaded(feed: Feed, todo: list[tuple[int, int]]) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as reader:
         pending = deque(reader.submit(feed.read, *todo.pop(0)) for _ in range(min(2, len(todo))))
         for following in [*todo, *[None] * len(pending)]:
@@ -189,15 +204,21 @@ def batches(feed: Feed, epochs: Iterable[int] = (0,)) -> Iterator[Batch]:
             yield from feed.cut(collate(table))
 
 
-def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, num_cpus: float = 0.5) -> Iterator[Batch]:
+def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0, num_cpus: float = 0.5) -> Iterator[Batch]:
     """Yields the same batches as `batches`, read ahead by Ray Data's tasks, anywhere in the cluster.
 
     Each rank runs a streaming pipeline of its own, one task a window, in order. It goes on across the end of an epoch,
     so that no epoch starts by waiting.
 
     Args:
+        skip: as for `batches`.
         num_cpus: that a reading task reserves.
     """
+    todo, rest = _after(windows_of(feed, epochs), skip)
+    return islice(_piped(feed, todo, num_cpus), rest, None)
+
+
+def _piped(feed: Feed, todo: list[tuple[int, int]], num_cpus: float) -> Iterator[Batch]:
     import ray
     from ray.data.collate_fn import ArrowBatchCollateFn
 
@@ -207,7 +228,6 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, num_cpus: float = 0
         def __call__(self, batch: pa.Table) -> Batch:  # type: ignore[override]  # Ray passes any type on
             return collate(batch)
 
-    todo = windows_of(feed, epochs)
     for start in range(0, len(todo), WINDOWS_PER_PIPELINE):
         part = todo[start : start + WINDOWS_PER_PIPELINE]
         dataset = ray.data.range(len(part), override_num_blocks=len(part))

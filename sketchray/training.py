@@ -1,189 +1,161 @@
-"""Training on Ray Train: the worker loop, `train`, resuming, the fault policy.
+"""Training on Ray Train: what each worker does, `train`, resuming, the fault policy.
 
 "Every rank" and "rank 0 only" say who takes part; where all must and one does not, the run hangs.
 """
 
+import contextlib
+import logging
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from sketchray import checkpoint as checkpoints
-from sketchray.batch import Batch
-from sketchray.checkpoint import Meta, library_versions
 from sketchray.cluster import DATA_CPUS, connect, cpus_per_worker, quiet_ray, tell_if_busy
-from sketchray.engine import Learner, TrainConfig, to_metrics
-from sketchray.errors import RunError
-from sketchray.feed import EvalFeed, TrainFeed, batches, ray_batches
+from sketchray.engine import Learner
+from sketchray.errors import Error, RunError, find_error
+from sketchray.feed import EvalFeed, TrainFeed, ray_batches
+from sketchray.logbook import Logbook
+from sketchray.loop import Loop, Metrics
+from sketchray.recipe import TrainConfig
+from sketchray.runs import (
+    Keeper,
+    check_data,
+    claim_run,
+    initial_weights,
+    last_checkpoint,
+    make_meta,
+    newest,
+    raise_if_full,
+    started_from,
+)
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import absolute, child, open_filesystem
+from sketchray.storage import absolute, child
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
-CONFIG = "config.json"  # in the run directory, written before the run starts
-CHECK_EVERY = 100  # steps between two looks at whether the loss is finite
-PROGRESS_S = 5.0  # seconds between two progress lines
-MAX_FAILURES = 3  # worker groups that may die before the run does
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3  # in a row, without a checkpoint between them
 
 
-def run_epoch(
-    learner: Learner, feed: TrainFeed, stream: Iterator[Batch], valid: EvalFeed, epoch: int
-) -> dict[str, float]:
-    """Trains for an epoch, validates, and returns flat metrics, the same on every rank. Every rank takes part.
-
-    Args:
-        learner: the model in training.
-        feed: this rank's part of the train split.
-        stream: this rank's batches, `feed.steps` for each epoch that is left.
-        valid: this rank's part of the valid split.
-        epoch: its number, 0 is the first.
-    """
-    learner.start_epoch()
-    started = last = time.perf_counter()
-    waited = 0.0
-    for _ in range(feed.steps):
-        asked = time.perf_counter()
-        batch = next(stream)
-        now = time.perf_counter()
-        waited += now - asked
-        learner.step(batch)
-        if learner.epoch_steps % CHECK_EVERY == 0:
-            learner.check_finite()
-        if learner.rank == 0 and (learner.steps == 1 or now - last > PROGRESS_S):
-            last = now
-            _print_progress(learner, feed, epoch, now - started, waited)
-    learner.check_finite()
-    seconds = time.perf_counter() - started
-    average_buffers(learner.model)
-    train_sums = add_ranks(learner.sums)
-    valid_sums = add_ranks(learner.evaluate(batches(valid)).to(learner.device))
-    metrics = {
-        "epoch": epoch + 1.0,
-        "step": float(learner.steps),
-        **to_metrics(valid_sums, "val_"),
-        **to_metrics(train_sums, "train_"),
-        "lr": learner.optimizer.param_groups[0]["lr"],
-        "clipped_share": float(learner.clipped) / learner.epoch_steps,
-        "waiting_share": waited / seconds,
-        "drawings_per_s": float(train_sums[0]) / seconds,
-    }
-    if learner.rank == 0:
-        _print(
-            f"epoch {epoch + 1}/{learner.config.num_epochs}: val_top1 {metrics['val_top1']:.1%}, "
-            f"val_loss {metrics['val_loss']:.3f}, train_top1 {metrics['train_top1']:.1%}, "
-            f"{metrics['drawings_per_s']:,.0f} drawings/s, waiting for data {metrics['waiting_share']:.1%}, "
-            f"clipped {metrics['clipped_share']:.0%} of steps"
-        )
-    return metrics
-
-
-def add_ranks(sums: Tensor) -> Tensor:
-    """Returns the sums of all ranks added up, on the CPU. Every rank takes part; one process alone needs no other."""
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    return sums.cpu()
-
-
-def average_buffers(model: nn.Module) -> None:
-    """Gives every rank the mean of the ranks' batch statistics. Every rank takes part."""
-    if dist.is_initialized():
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer.div_(dist.get_world_size())
-
-
-def make_meta(config: TrainConfig, shards: ShardSet, metrics: dict[str, float]) -> Meta:
-    """Returns what a checkpoint says of itself."""
-    manifest = shards.manifest
-    return Meta(
-        model=config.model,
-        config=config.model_dump(mode="json"),
-        classes=shards.classes,
-        epoch=int(metrics["epoch"]),
-        step=int(metrics["step"]),
-        metrics={name: value for name, value in metrics.items() if name.startswith(("val_", "train_"))},
-        data={**manifest.provenance, "splits": manifest.splits},
-        licence=str(manifest.provenance["licence"]),
-        versions=library_versions(),
-    )
-
-
-def _print_progress(learner: Learner, feed: TrainFeed, epoch: int, seconds: float, waited: float) -> None:
-    """Rank 0 only. Host sync."""
-    done, steps = learner.epoch_steps, feed.steps
-    sums = learner.sums.tolist()
-    left = seconds / done * (steps - done + steps * (learner.config.num_epochs - epoch - 1))
-    _print(
-        f"epoch {epoch + 1}/{learner.config.num_epochs} step {done}/{steps}: "
-        f"loss {sums[1] / sums[0]:.3f}, top1 {sums[2] / sums[0]:.1%}, {sums[0] * feed.world_size:,.0f} drawings, "
-        f"{sums[0] * feed.world_size / seconds:,.0f} drawings/s, waiting for data {waited / seconds:.1%}, "
-        f"{left:,.0f} s left"
-    )
-
-
-def _print(line: str) -> None:
-    sys.stderr.write(f"{line}\n")  # not print: Ray Train patches that and would show the line twice
-    sys.stderr.flush()
-
-
-def _worker(loop: dict[str, Any]) -> dict[str, Any]:
-    """The loop that Ray Train runs on every rank. Returns `{"stopped": why}` if the run cannot go on."""
+def _worker(loop: dict[str, Any]) -> None:
+    """What Ray Train runs on every rank."""
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
     quiet_ray()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    config = TrainConfig.model_validate(loop["config"])
+    config, run = TrainConfig.model_validate(loop["config"]), loop["run"]
     shards = open_shards(loop["data"])
-    feed = TrainFeed(shards.rows("train"), config.batch_size, config.seed, rank, world_size)
-    valid = EvalFeed(shards.rows("valid"), config.batch_size, rank, world_size)
+    feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed, rank, world_size)
 
     def wrap(model: nn.Module) -> nn.Module:
         # Buffers are averaged once an epoch instead of broadcast at each step.
         return prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
-    total_steps = feed.steps * config.num_epochs
-    learner = Learner(config, len(shards.classes), total_steps=total_steps, device=device, rank=rank, wrap=wrap)
-    first_epoch = 0
-    latest = ray.train.get_checkpoint()  # there is one after a failure, and with --resume
-    if latest is not None:
-        with latest.as_directory() as directory:
-            model, meta = checkpoints.load(directory)
-            learner.load_state_dict(model.state_dict(), checkpoints.load_state(Path(directory)))
-        first_epoch = meta.epoch
-        if rank == 0:
-            _print(f"going on after epoch {meta.epoch}, step {meta.step}")
+    learner = Learner(
+        config,
+        len(shards.classes),
+        total_steps=feed.steps * config.num_epochs,
+        device=device,
+        rank=rank,
+        wrap=wrap,
+        class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
+    )
+    history = _go_on(learner, run, shards.classes)
+    first_epoch, skip = divmod(learner.steps, feed.steps)
+    keeper = Keeper(run) if rank == 0 else None
 
-    stream = ray_batches(feed, range(first_epoch, config.num_epochs))
-    for epoch in range(first_epoch, config.num_epochs):
-        try:
-            metrics = run_epoch(learner, feed, stream, valid, epoch)
-        except RunError as error:  # gradients are shared, so every rank sees it in the same step
-            return {"stopped": str(error)}
-        with tempfile.TemporaryDirectory() as directory:
-            saved = None
-            if rank == 0:
-                meta = make_meta(config, shards, metrics)
-                checkpoints.save(Path(directory), learner.model.state_dict(), meta, learner.state_dict())
-                saved = ray.train.Checkpoint.from_directory(directory)
-            ray.train.report(metrics, checkpoint=saved)  # a barrier
-    return {}
+    def keep(metrics: Metrics) -> None:
+        state = {**learner.state_dict(), "ranks": _gather(_own(learner))}
+        if keeper is not None:
+            epoch = learner.steps // feed.steps
+            meta = make_meta(config, shards, step=learner.steps, epoch=epoch, history=running.history)
+            contents = checkpoints.pack(learner.kept.state_dict(), meta, state)
+            keeper.keep(learner.steps, contents, wait=bool(metrics))
+        if metrics:
+            ray.train.report(metrics)  # a barrier
+
+    try:
+        with contextlib.ExitStack() as stack:
+            logbook = None
+            if keeper is not None:
+                stack.callback(keeper.close)
+                logbook = stack.enter_context(contextlib.closing(Logbook(run, shards.classes, learner.steps)))
+            running = Loop(
+                learner=learner,
+                feed=feed,
+                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip),
+                valid=EvalFeed(shards.rows("valid"), config.batch_size, rank, world_size),
+                keep=keep,
+                history=history,
+                checkpoint_every_s=loop["checkpoint_every_s"],
+                logbook=logbook,
+            )
+            running.run()
+    except OSError as error:
+        raise_if_full(run, error)
+        raise
+
+
+def _go_on(learner: Learner, run: str, classes: Sequence[str]) -> list[Metrics]:
+    """Puts the learner where the run stands, and returns the metrics of the epochs so far. Every rank takes part.
+
+    There is a checkpoint after a failure, and with --resume. Rank 0 chooses it, so that all go on from the same.
+    """
+    found: list[Any] = [newest(run) if learner.rank == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, 0)
+    if found[0] is not None:
+        weights, state, meta = found[0]
+        learner.load_state_dict(weights, state)
+        _take_own(learner, state["ranks"])
+        if learner.rank == 0:
+            logger.info("going on after epoch %d, step %d", meta.epoch, meta.step)
+        return list(meta.history)
+    origin = started_from(run)
+    if origin is not None:
+        learner.start_from(initial_weights(origin, learner.config, classes))
+    return []
+
+
+def _own(learner: Learner) -> list[torch.Tensor]:
+    """Returns what differs from rank to rank until the end of an epoch: its sums and its batch statistics."""
+    models = [learner.model] if learner.kept is learner.model else [learner.model, learner.kept]
+    return [learner.sums, *(buffer for model in models for buffer in model.buffers())]
+
+
+def _gather(own: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Returns the tensors of all ranks, on the CPU. Every rank takes part; host sync."""
+    parts = [[tensor.cpu() for tensor in own]]
+    if dist.is_initialized():
+        mine, parts = parts[0], [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(parts, mine)
+    return parts
+
+
+def _take_own(learner: Learner, ranks: list[list[torch.Tensor]]) -> None:
+    """Gives this rank what it had; after a group of another size, its share of the whole."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if len(ranks) == world_size:
+        own = ranks[learner.rank]
+    else:
+        own = [torch.stack(tensors).double().mean(0) for tensors in zip(*ranks, strict=True)]
+        own[0] *= len(ranks) / world_size  # sums, not means
+    for tensor, value in zip(_own(learner), own, strict=True):
+        tensor.copy_(value)
 
 
 def make_trainer(
@@ -194,6 +166,8 @@ def make_trainer(
     name: str,
     num_workers: int | tuple[int, int],
     worker: dict[str, float],
+    checkpoint_every_s: float = 0.0,
+    max_failures: int = MAX_FAILURES,
     callbacks: Sequence["UserCallback"] = (),
 ) -> "TorchTrainer":
     """Returns the Ray Train run; `worker` is what each process reserves, by Ray's resource names."""
@@ -201,8 +175,13 @@ def make_trainer(
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
-        _worker,  # type: ignore[arg-type]  # its return value is Train V2's, which the stubs of V1 lack
-        train_loop_config={"config": config.model_dump(mode="json"), "data": data},
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "data": data,
+            "run": child(storage_path, name),
+            "checkpoint_every_s": checkpoint_every_s,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's
             use_gpu="GPU" in worker,
@@ -211,11 +190,45 @@ def make_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val_top1"),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
     )
+
+
+def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
+    """Trains to the end, in as many worker groups as it takes.
+
+    Ray Train would start the workers anew after any failure, an error of ours too, which comes back; and it counts
+    failures over the whole run, however long it is. Here `MAX_FAILURES` are counted without a checkpoint between them.
+
+    Raises:
+        Error: what a worker raised.
+        RunError: the workers died too often, or the storage is full.
+    """
+    from ray.train import TrainingFailedError
+
+    failures, before = 0, last_checkpoint(run)
+    while True:
+        try:
+            make().fit()
+            return
+        except OSError as error:
+            raise_if_full(run, error)
+            raise
+        except TrainingFailedError as error:
+            known, latest = find_error(error), last_checkpoint(run)
+            rest = f"; its last checkpoint is {latest}" if latest else ""
+            if isinstance(known, Error):
+                raise type(known)(f"{run}: {known}{rest}") from error
+            failures, before = failures + 1 if latest == before else 1, latest
+            reason = str(error).strip().splitlines()[-1]
+            if failures > MAX_FAILURES:
+                raise RunError(
+                    f"{run}: its workers died {failures} times in a row ({reason}); look at Ray's logs, and go on with "
+                    f"--resume{rest}"
+                ) from error
+            logger.warning("a worker died (%s); going on from %s", reason, latest or "the beginning")
 
 
 def train(
@@ -226,6 +239,8 @@ def train(
     name: str,
     num_workers: int | tuple[int, int] = 1,
     use_gpu: bool = False,
+    from_checkpoint: str | None = None,
+    checkpoint_every_s: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Trains on the Ray cluster that is connected, and returns the job's JSON: `run`, `checkpoint`, `metrics`, ...
@@ -236,9 +251,13 @@ def train(
         storage_path, name: the run's directory is `storage_path/name`; every node must see it.
         num_workers: processes, or (least, most) for a group that shrinks and grows with the cluster.
         use_gpu: one GPU for each worker.
-        resume: go on with the run of this name; without it a name in use is refused.
+        from_checkpoint: weights to start from, of a checkpoint or a run's best; other classes get a new head. A run
+            that is resumed has its own.
+        checkpoint_every_s: seconds between two checkpoints in the middle of an epoch; 0 keeps those of epochs only.
+        resume: go on with the run of this name.
 
     Raises:
+        CheckpointError: `from_checkpoint` is none, or of another architecture.
         DataError: the data set cannot be used.
         RunError: the name is in use, the cluster is too small, or training had to stop.
     """
@@ -247,83 +266,56 @@ def train(
     shards = open_shards(data)
     if not shards.manifest.splits.get("valid"):
         raise RunError(f"{data}: the valid split is empty, so no checkpoint could be called the best; ingest more")
+    if from_checkpoint is not None and not resume:
+        from_checkpoint = checkpoints.best(absolute(from_checkpoint))
+        initial_weights(from_checkpoint, config, shards.classes)  # checks that it fits
     cluster = connect()
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
     cpus_per_worker(cluster, least, use_gpu=use_gpu)
     cpus = cpus_per_worker(cluster, most if most <= cluster.cpus else least)
-    for world_size in (least, most):
-        TrainFeed(shards.rows("train"), config.batch_size, config.seed, 0, world_size)  # checks that it divides
-    run = claim_run(config, storage_path, name, resume=resume)
+    check_sizes(shards, config, least, most)
+    run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint)
+    if resume:
+        check_data(run, shards)
     tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)
 
-    worker = {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
-    trainer = make_trainer(config, data, storage_path=storage_path, name=name, num_workers=num_workers, worker=worker)
-    result = trainer.fit()
-    stopped = (getattr(result, "return_value", None) or {}).get("stopped")
-    if stopped:
-        raise RunError(f"{run}: {stopped}")
-    best = checkpoints.best(run)
-    metrics = checkpoints.read_meta(best).metrics
-    latest = result.metrics or {}
+    def make() -> "TorchTrainer":
+        return make_trainer(
+            config,
+            data,
+            storage_path=storage_path,
+            name=name,
+            num_workers=num_workers,
+            worker={"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})},
+            checkpoint_every_s=checkpoint_every_s,
+            max_failures=0,
+        )
+
+    _fit(make, run)
+    best, latest = checkpoints.best(run), last_checkpoint(run)
+    assert latest is not None
     return {
         "run": run,
         "checkpoint": best,
-        "metrics": metrics,
-        "drawings_per_s": round(latest.get("drawings_per_s", 0.0), 1),
+        "metrics": checkpoints.read_meta(best).metrics,
+        "drawings_per_s": round(checkpoints.read_meta(latest).history[-1]["drawings_per_s"], 1),
         "num_workers": num_workers,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def stored_config(storage_path: str, name: str) -> TrainConfig | None:
-    """Returns the configuration of a run, or None if there is no such run."""
-    filesystem, path = open_filesystem(child(absolute(storage_path), f"{name}/{CONFIG}"))
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        return None
-    with filesystem.open_input_file(path) as file:
-        try:
-            return TrainConfig.model_validate_json(file.read())
-        except ValidationError as error:
-            raise RunError(f"{storage_path}/{name}/{CONFIG}: not a configuration ({error}); start a new run") from error
-
-
-def claim_run(config: TrainConfig, storage_path: str, name: str, *, resume: bool) -> str:
-    """Returns the run's directory, new or resumed; its configuration is stored there.
+def check_sizes(shards: ShardSet, config: TrainConfig, least: int, most: int) -> None:
+    """Checks that a group may have any of these numbers of workers, and that an epoch has as many steps with each.
 
     Raises:
-        RunError: the name is in use and `resume` is not given, or there is nothing that could be resumed, or the
-            configuration differs from the run's, or the directory cannot be written.
+        RunError: it may not, or it has not.
     """
-    if name in ("", ".", "..") or name != Path(name).name:
-        raise RunError(f"--name {name!r}: must be one name, without slashes")
-    run = child(storage_path, name)
-    filesystem, path = open_filesystem(run)
-    stored = stored_config(storage_path, name)
-    if resume:
-        if stored is None:
-            raise RunError(f"--resume: there is no run {run}; leave out --resume to start it")
-        differing = _first_difference(stored.model_dump(), config.model_dump())
-        if differing:
-            where, before, now = differing
-            raise RunError(f"--resume: {run} was started with {where}={before}, not {now}; resume it as it was started")
-        return run
-    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-        raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
-    try:
-        filesystem.create_dir(path)
-        with filesystem.open_output_stream(f"{path}/{CONFIG}") as stream:
-            stream.write(config.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise RunError(f"--storage-path {storage_path}: cannot write there ({error}); choose another place") from error
-    return run
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
-    for key, value in before.items():
-        if isinstance(value, dict):
-            inner = _first_difference(value, now[key], f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif value != now[key]:
-            return f"{prefix}{key}", value, now[key]
-    return None
+    if least > most:
+        raise RunError(f"--num-workers {least}:{most}: the least comes first")
+    rows = shards.rows(config.train_split)
+    steps = {size: TrainFeed(rows, config.batch_size, config.seed, 0, size).steps for size in range(least, most + 1)}
+    if len(set(steps.values())) > 1:
+        raise RunError(
+            f"--num-workers {least}:{most}: an epoch has {steps[least]} steps with {least} workers, but "
+            f"{steps[most]} with {most}; choose another --batch-size"
+        )

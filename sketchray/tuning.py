@@ -15,19 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from sketchray import checkpoint as checkpoints
 from sketchray.augment import AugmentConfig
 from sketchray.cluster import connect, cpus_per_worker, quiet_ray
-from sketchray.engine import Learner, TrainConfig
+from sketchray.engine import Learner
 from sketchray.errors import RunError
 from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.loop import METRIC, Loop, Metrics
 from sketchray.model import ModelConfig
+from sketchray.recipe import TrainConfig
+from sketchray.runs import make_meta
 from sketchray.shards import open_shards
 from sketchray.storage import absolute, child, open_filesystem
-from sketchray.training import make_meta, make_trainer, run_epoch
+from sketchray.training import make_trainer
 
 if TYPE_CHECKING:
     import optuna
 
 BEST = "best.json"
-METRIC = "val_top1"
+PIXELS = ("warp", "stroke_shift", "jitter")  # changes without a limit; the others are shares, probabilities, angles
 
 
 class SweepConfig(BaseModel):
@@ -98,8 +101,10 @@ def to_config(choices: dict[str, Any], sweep: SweepConfig) -> TrainConfig:
     return TrainConfig(
         model=model,
         augment=AugmentConfig(
-            **{name: min(value * strength, 0.9) for name, value in usual.items() if name != "jitter"},
-            jitter=usual["jitter"] * strength,
+            **{
+                name: value * strength if name in PIXELS else min(value * strength, 0.9)
+                for name, value in usual.items()
+            }
         ),
         num_epochs=sweep.num_epochs,
         batch_size=sweep.batch_size,
@@ -119,24 +124,31 @@ def _trial(choices: dict[str, Any], *, sweep: SweepConfig, data: str, threads: i
     torch.set_num_threads(threads)
     config = to_config(choices, sweep)
     shards = open_shards(data)
-    feed = TrainFeed(shards.rows("train"), config.batch_size, config.seed)
-    valid = EvalFeed(shards.rows("valid"), config.batch_size)
+    feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = Learner(config, len(shards.classes), total_steps=feed.steps * config.num_epochs, device=device)
-    first_epoch = 0
+    history: list[Metrics] = []
     latest = ray.tune.get_checkpoint()  # there is one when the sweep was resumed
     if latest is not None:
         with latest.as_directory() as directory:
             model, meta = checkpoints.load(directory)
-            learner.load_state_dict(model.state_dict(), checkpoints.load_state(Path(directory)))
-        first_epoch = meta.epoch
-    stream = batches(feed, range(first_epoch, config.num_epochs))
-    for epoch in range(first_epoch, config.num_epochs):
-        metrics = run_epoch(learner, feed, stream, valid, epoch)
+            learner.load_state_dict(model.state_dict(), checkpoints.load_state(directory))
+        history = list(meta.history)
+
+    def keep(metrics: Metrics) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            meta = make_meta(config, shards, metrics)
-            checkpoints.save(Path(directory), learner.model.state_dict(), meta, learner.state_dict())
+            meta = make_meta(config, shards, step=learner.steps, epoch=int(metrics["epoch"]), history=history)
+            checkpoints.save(Path(directory), learner.kept.state_dict(), meta, learner.state_dict())
             ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(directory))
+
+    Loop(
+        learner=learner,
+        feed=feed,
+        stream=batches(feed, range(learner.steps // feed.steps, config.num_epochs)),
+        valid=EvalFeed(shards.rows("valid"), config.batch_size),
+        keep=keep,
+        history=history,
+    ).run()
 
 
 def _distributed_trial(

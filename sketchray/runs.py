@@ -1,0 +1,300 @@
+"""A run's directory: its name, its configuration, its checkpoints, where it goes on, and where a new one starts from.
+
+    RUN/config.json             the configuration, written before the run starts
+    RUN/start.json              the checkpoint that it starts from, where it starts from one
+    RUN/checkpoint_000000420/   what was learned in 420 steps
+    RUN/tensorboard/            logs
+
+Ray Train keeps no checkpoints here: its own list of them stops a run for good when a full disk or a kill tears it, and
+a failed upload restarts its workers, to fail again.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from sketchray import checkpoint as checkpoints
+from sketchray.checkpoint import META, Meta, library_versions
+from sketchray.errors import CheckpointError, RunError
+from sketchray.model import StrokeClassifier
+from sketchray.recipe import TrainConfig
+from sketchray.shards import ShardSet
+from sketchray.storage import absolute, child, open_filesystem
+
+logger = logging.getLogger(__name__)
+
+CONFIG, START = "config.json", "start.json"
+# Trying again helps against none of these.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_CHECKPOINT = re.compile(r"checkpoint_\d{9}")
+
+
+class Keeper:
+    """Stores a run's checkpoints in the background, one after the other. Rank 0 only.
+
+    After each, the last two and the best two are left. Anything else that a run may leave goes: what a kill tore, and
+    what was passed over as damaged and has been learned again.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def keep(self, step: int, contents: Mapping[str, bytes], *, wait: bool) -> None:
+        """Stores a checkpoint.
+
+        Args:
+            step: after which it was made.
+            contents: what `checkpoint.pack` returned.
+            wait: until it is stored. If not, a failure is only told, since the next checkpoint is another try; and
+                where the storage is still busy with the one before, this one is left out.
+
+        Raises:
+            RunError: the storage is full or must not be written to.
+            OSError: it cannot be written for another reason.
+        """
+        if not wait and self._pending is not None and not self._pending.done():
+            logger.warning("step %d: no checkpoint, since %s still takes the one before", step, self.run)
+            return
+        self._pending = self._thread.submit(self._store, step, contents)
+        if wait:
+            self._pending.result()
+        else:
+            self._pending.add_done_callback(_tell_failure)
+
+    def close(self) -> None:
+        """Waits for what is being stored."""
+        self._thread.shutdown()
+
+    def _store(self, step: int, contents: Mapping[str, bytes]) -> None:
+        name = f"checkpoint_{step:09d}"
+        uri = child(self.run, name)
+        filesystem, path = open_filesystem(uri)
+        _remove(filesystem, path)  # a torn one of the same step
+        try:
+            checkpoints.write(uri, contents)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                _remove(filesystem, path)
+            raise_if_full(uri, error)
+            raise
+        self._tidy(name)
+
+    def _tidy(self, latest: str) -> None:
+        """Removes the checkpoints that are no longer needed now that `latest` is stored."""
+        metas = {name: meta for name, meta in _checkpoints(self.run).items() if name <= latest}
+        scores = {name: meta.metrics["val_top1"] for name, meta in metas.items() if "val_top1" in meta.metrics}
+        wanted = {*list(metas)[:2], *sorted(scores, key=lambda name: scores[name])[-2:]}
+        filesystem, path = open_filesystem(self.run)
+        for entry in filesystem.get_file_info(pafs.FileSelector(path)):
+            if _CHECKPOINT.fullmatch(entry.base_name) and entry.base_name not in wanted:
+                _remove(filesystem, entry.path)
+
+
+def _checkpoints(run: str) -> dict[str, Meta]:
+    """Returns the checkpoints of a run that look whole, by name, the latest first; says which it passes over."""
+    found = {}
+    for uri, meta in checkpoints.find(run):
+        name = uri.partition("?")[0].rpartition("/")[2]
+        if _CHECKPOINT.fullmatch(name) and uri == child(run, name):
+            found[name] = meta
+    return found
+
+
+def _remove(filesystem: pafs.FileSystem, path: str) -> None:
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def _tell_failure(stored: "Future[None]") -> None:
+    error = stored.exception()
+    if error is not None:
+        logger.warning("no checkpoint in the middle of the epoch: %s", error)
+
+
+def raise_if_full(uri: str, error: OSError) -> None:
+    """Raises RunError where a storage is full or must not be written to, so that trying again is in vain."""
+    if error.errno in FULL:
+        raise RunError(f"{uri}: cannot be written ({error}); make room there, then go on with --resume") from error
+
+
+def stored_config(storage_path: str, name: str) -> TrainConfig | None:
+    """Returns the configuration of a run, or None if there is no such run."""
+    filesystem, path = open_filesystem(child(absolute(storage_path), f"{name}/{CONFIG}"))
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with filesystem.open_input_file(path) as file:
+        try:
+            return TrainConfig.model_validate_json(file.read())
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            reason = ".".join(map(str, fault["loc"])) + f": {fault['msg']}" if fault["loc"] else fault["msg"]
+            raise RunError(f"{child(storage_path, name)}/{CONFIG}: {reason}; start a new run") from error
+
+
+def claim_run(
+    config: TrainConfig, storage_path: str, name: str, *, resume: bool, from_checkpoint: str | None = None
+) -> str:
+    """Returns the run's directory, new or resumed; what it is started with is stored there.
+
+    Raises:
+        RunError: the name is in use and `resume` is not given, or there is nothing that could be resumed, or the
+            configuration differs from the run's, or the directory cannot be written.
+    """
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise RunError(f"--name {name!r}: must be one name, without slashes")
+    run = child(storage_path, name)
+    filesystem, path = open_filesystem(run)
+    stored = stored_config(storage_path, name)
+    if resume:
+        if stored is None:
+            raise RunError(f"--resume: there is no run {run}; leave out --resume to start it")
+        differing = first_difference(stored.model_dump(), config.model_dump())
+        if differing:
+            where, before, now = differing
+            raise RunError(f"--resume: {run} was started with {where}={before}, not {now}; resume it as it was started")
+        return run
+    if filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
+    files = {CONFIG: config.model_dump_json(indent=1)}
+    if from_checkpoint is not None:
+        files = {START: json.dumps({"from_checkpoint": from_checkpoint}), **files}
+    try:
+        checkpoints.write(run, {name: content.encode() for name, content in files.items()})
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _remove(filesystem, path)
+        raise RunError(f"--storage-path {storage_path}: cannot write there ({error}); choose another place") from error
+    return run
+
+
+def started_from(run: str) -> str | None:
+    """Returns the checkpoint that a run was started from, if it was."""
+    filesystem, path = open_filesystem(child(run, START))
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with filesystem.open_input_file(path) as file:
+        return str(json.loads(file.read())["from_checkpoint"])
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """Returns the name, old and new value of the first entry of two configurations that differs."""
+    for key, value in before.items():
+        if isinstance(value, dict):
+            inner = first_difference(value, now[key], f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif value != now[key]:
+            return f"{prefix}{key}", value, now[key]
+    return None
+
+
+def newest(run: str) -> tuple[dict[str, Tensor], dict[str, Any], Meta] | None:
+    """Returns weights, state and meta of a run's latest checkpoint that is whole; says which it passes over.
+
+    None means that no checkpoint was ever completed, so that the run starts from the beginning.
+
+    Raises:
+        CheckpointError: there are some, and none can be used.
+    """
+    filesystem, path = open_filesystem(run)
+    entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    begun = [entry.base_name for entry in entries if _CHECKPOINT.fullmatch(entry.base_name)]
+    metas = filesystem.get_file_info([f"{path}/{name}/{META}" for name in begun])
+    completed = [name for name, meta in zip(begun, metas, strict=True) if meta.type == pafs.FileType.File]
+    for name in sorted({*begun} - {*completed}):
+        logger.warning("passed over: %s was not stored to the end", child(run, name))
+    for name in _checkpoints(run):
+        uri = child(run, name)
+        try:
+            model, meta = checkpoints.load(uri)
+            return model.state_dict(), checkpoints.load_state(uri), meta
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+    if completed:
+        raise CheckpointError(f"{run}: none of its {len(completed)} checkpoints can be used; start a new run")
+    return None
+
+
+def last_checkpoint(run: str) -> str | None:
+    """Returns the latest checkpoint of a run, if there is one."""
+    return next((child(run, name) for name in _checkpoints(run)), None)
+
+
+def check_data(run: str, shards: ShardSet) -> None:
+    """Checks that a run goes on with the drawings that it began with.
+
+    Raises:
+        RunError: they are others.
+    """
+    for name, meta in list(_checkpoints(run).items())[:1]:
+        if meta.classes != shards.classes or meta.data != _origin(shards):
+            raise RunError(
+                f"--resume: {child(run, name)} was made of other drawings than {shards.uri}; name the data that the "
+                f"run was started with, or start a new run with --from-checkpoint {run}"
+            )
+
+
+def _origin(shards: ShardSet) -> dict[str, Any]:
+    return {**shards.manifest.provenance, "splits": shards.manifest.splits}
+
+
+def make_meta(
+    config: TrainConfig, shards: ShardSet, *, step: int, epoch: int, history: Sequence[dict[str, float]]
+) -> Meta:
+    """Returns what a checkpoint says of itself; it has metrics if it was made at the end of an epoch."""
+    last = history[-1] if history and int(history[-1]["step"]) == step else {}
+    return Meta(
+        model=config.model,
+        config=config.model_dump(mode="json"),
+        classes=shards.classes,
+        epoch=epoch,
+        step=step,
+        metrics={name: value for name, value in last.items() if name.startswith(("val_", "train_"))},
+        history=list(history),
+        data=_origin(shards),
+        licence=str(shards.manifest.provenance["licence"]),
+        versions=library_versions(),
+    )
+
+
+def initial_weights(uri: str, config: TrainConfig, classes: Sequence[str]) -> dict[str, Tensor]:
+    """Returns weights to start from, of a checkpoint or a run's best; other classes get a new head.
+
+    The head's rows of classes that both have, by name, are kept; the others are as `config.seed` makes them.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its architecture is another.
+    """
+    uri = checkpoints.best(absolute(uri))
+    model, meta = checkpoints.load(uri)
+    differing = first_difference(meta.model.model_dump(), config.model.model_dump())
+    if differing:
+        where, theirs, ours = differing
+        raise CheckpointError(
+            f"--from-checkpoint {uri}: its model has {where}={theirs}, not {ours}; leave --model.{where} out"
+        )
+    weights = model.state_dict()
+    if meta.classes == list(classes):
+        return weights
+    torch.manual_seed(config.seed)
+    fresh = StrokeClassifier(config.model, len(classes)).state_dict()
+    index = {name: label for label, name in enumerate(meta.classes)}
+    shared = [label for label, name in enumerate(classes) if name in index]
+    for name in ("head.weight", "head.bias"):
+        fresh[name][shared] = weights[name][[index[classes[label]] for label in shared]]
+        weights[name] = fresh[name]
+    logger.info("starting from %s: %d of %d classes are new to it", uri, len(classes) - len(shared), len(classes))
+    return weights
