@@ -33,7 +33,7 @@ def call(arguments: Arguments) -> dict[str, object]:
     if arguments.report is not None:
         from sketchray.report import write_report
 
-        write_report(arguments.report, evaluation.result, evaluation.classes, evaluation.confusion)
+        write_report(arguments.report, evaluation)
     return evaluation.result
 
 

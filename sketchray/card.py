@@ -3,55 +3,24 @@
 Names of classes and what is quarantined come from whoever made the source: all of it is escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sketchray.census import LENGTH_BIN, SIDE, Statistics, to_path
+from sketchray.page import NUMBER, OPEN_CLASSES, TEXT, escape, make_page, plural, show, table
 from sketchray.shards import SPLITS
 
-OPEN_CLASSES = 40  # with more, the table of classes is folded
-TEXT, NUMBER = "", ' class="n"'  # attributes of a column's cells
-LONGEST_TEXT = 300  # characters shown of a name or reason
-
-# The colours of the splits stand out from the ground by 3:1 or more, the text by 7:1.
 STYLE = """
-:root { color-scheme: light dark; --ink: #222; --ground: #fff; --soft: #f4f4f4; --line: #767676; --link: #0b57a4
-; --train: #2f6db3; --valid: #c2570c; --test: #2b7a4b }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --ground: #181818; --soft: #262626; --line: #999
-; --link: #8fc1f5; --train: #6aa9e9; --valid: #f0a35e; --test: #63c08a } }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink);
-  background: var(--ground); overflow-wrap: break-word }
-a { color: var(--link) } h2 { margin-top: 2.5rem } summary { cursor: pointer } details { margin: 1rem 0 }
-table { border-collapse: collapse; margin: 1rem 0 } caption { text-align: left; padding-bottom: .3rem }
-th, td { padding: .2rem .8rem; text-align: left; vertical-align: top } tbody th { font-weight: normal }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-tbody tr:nth-child(even) { background: var(--soft) }
-.wide { overflow-x: auto } .classes { width: 100% } .classes th[scope=row] { min-width: 8rem }
-.classes :is(th, td) { padding: .2rem .5rem }
+.classes { width: 100% } .classes th[scope=row] { min-width: 8rem } .classes :is(th, td) { padding: .2rem .5rem }
 td.bar { width: 30%; min-width: 7rem; vertical-align: middle } td.bar svg { display: block; width: 100%; height: .8rem }
-.train { fill: var(--train) } .valid { fill: var(--valid) } .test { fill: var(--test) }
 .key svg { width: .8rem; height: .8rem; margin: 0 .3rem 0 1rem }
-.note { border-left: .3rem solid var(--valid); padding: .5rem 1rem; background: var(--soft) }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2rem }
 .histogram { margin: 1rem 0; padding-top: .2rem } .histogram > svg { display: block; width: 100%; height: 10rem;
   fill: var(--train); border-bottom: 1px solid var(--line); border-top: 1px dashed var(--line) }
 .ticks { position: relative; height: 1.5rem; font-size: .85rem } .ticks span { position: absolute; translate: -50% }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); gap: 1rem }
-@media (max-width: 30rem) { h1 { font-size: 1.6rem } .gallery { grid-template-columns: 1fr 1fr } }
-.gallery figure { margin: 0; content-visibility: auto; contain-intrinsic-size: auto 9rem; break-inside: avoid }
 .gallery figure:target { outline: 2px solid var(--link); outline-offset: .3rem }
-.pictures { display: grid; grid-template-columns: repeat(3, 1fr); background: var(--soft) }
-.pictures path { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linecap: round; stroke-linejoin: round }
-@media print { body { max-width: none; font-size: 11px } .gallery figure { content-visibility: visible }
-  details::details-content { content-visibility: visible; block-size: auto } }
 """
-
-# What the page may load or run: nothing, whatever a class is called.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 ABOUT_REAL = """<p>Drawings of <a href="https://github.com/googlecreativelab/quickdraw-dataset">The Quick, Draw!
 Dataset</a>, made available by Google, Inc. under the
@@ -103,35 +72,18 @@ def render(
     """
     synthetic = bool(provenance.get("synthetic"))
     if synthetic:
-        about, cite, limits = ABOUT_SYNTHETIC, CITE_SYNTHETIC, LIMITS_SYNTHETIC
+        cite, limits = CITE_SYNTHETIC, LIMITS_SYNTHETIC
     elif provenance.get("attribution"):
-        about, cite, limits = ABOUT_REAL, CITE_REAL, LIMITS_REAL
+        cite, limits = CITE_REAL, LIMITS_REAL
     else:
-        about, cite, limits = ABOUT_OTHER, CITE_OTHER, LIMITS_OTHER
+        cite, limits = CITE_OTHER, LIMITS_OTHER
     total = sum(map(sum, statistics.drawings))
     bad = sum(quarantine.values())
-    what = (
-        f"{total:,} {'synthetic doodles' if synthetic else 'drawings'} of {_number(len(classes), 'class', 'classes')}"
-    )
+    what = f"{total:,} {'synthetic doodles' if synthetic else 'drawings'} of {plural(len(classes), 'class', 'classes')}"
     where = ": each is in <code>quarantine.ndjson</code>" if bad else ""
     shown = [(str(record["source"]), f"{record['line']:,}", str(record["reason"])) for record in examples]
-    rows = [(key.removeprefix("num_"), _value(value)) for key, value in sorted(provenance.items()) if value != ""]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>Data card: {what}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>Data card: {what}</h1>
-{about}
-</header>
-<main>
-{_table("Totals", {}, _totals(statistics, duplicates, bad))}
+    rows = [(key.removeprefix("num_"), show(value)) for key, value in sorted(provenance.items()) if value != ""]
+    content = f"""{table("Totals", {}, _totals(statistics, duplicates, bad))}
 <h2>How long they are</h2>
 <div class="two">
 {_histogram("Points", _bins(statistics.lengths, LENGTH_BIN), every=10)}
@@ -146,20 +98,24 @@ are simplified a little.</p>
 {_gallery(statistics, classes)}
 </div>
 <h2>What was left out</h2>
-<p>{_number(duplicates, "drawing")} dropped, each equal to another one of its class, point for point.</p>
-<p>{_number(bad, "record")} in quarantine, not readable as a drawing or not wanted{where}.</p>
-{_table("By reason", {"reason": TEXT, "records": NUMBER}, _by_count(quarantine)) if bad else ""}
-{_table("The first of them", {"source": TEXT, "line": NUMBER, "reason": TEXT}, shown) if shown else ""}
+<p>{plural(duplicates, "drawing")} dropped, each equal to another one of its class, point for point.</p>
+<p>{plural(bad, "record")} in quarantine, not readable as a drawing or not wanted{where}.</p>
+{table("By reason", {"reason": TEXT, "records": NUMBER}, _by_count(quarantine)) if bad else ""}
+{table("The first of them", {"source": TEXT, "line": NUMBER, "reason": TEXT}, shown) if shown else ""}
 <h2>Where they come from</h2>
-{_table("Provenance", {}, rows)}
+{table("Provenance", {}, rows)}
 <h2>How to cite</h2>
 {cite}
 <h2>Known limits</h2>
-{limits}
-</main>
-</body>
-</html>
-"""
+{limits}"""
+    return make_page(f"Data card: {what}", about(provenance), content, style=STYLE)
+
+
+def about(provenance: Mapping[str, Any]) -> str:
+    """Returns whose drawings these are and under which licence, as a manifest's provenance has it."""
+    if provenance.get("synthetic"):
+        return ABOUT_SYNTHETIC
+    return ABOUT_REAL if provenance.get("attribution") else ABOUT_OTHER
 
 
 def _totals(statistics: Statistics, duplicates: int, bad: int) -> list[tuple[str, str]]:
@@ -201,7 +157,7 @@ def _class_table(statistics: Statistics, classes: Sequence[str]) -> str:
             for place, (split, count) in enumerate(zip(SPLITS, counts, strict=True))
         )
         bar = f'<svg viewBox="0 0 {max(most, 1)} 1" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
-        link = f'<a href="#class-{index}">{_text(name)}</a>'
+        link = f'<a href="#class-{index}">{escape(name)}</a>'
         rows.append(f'<tr><th scope="row">{link}</th><td class="bar">{bar}</td>{numbers}</tr>')
     heads = ("drawings", *SPLITS, "mean points", "from, to", "recognized")
     head = "".join(f'<th scope="col" class="n">{text}</th>' for text in heads)
@@ -227,10 +183,10 @@ def _gallery(statistics: Statistics, classes: Sequence[str]) -> str:
         pictures = "".join(
             f'<svg viewBox="-5 -5 {SIDE + 10} {SIDE + 10}"><path d="{to_path(picture)}"/></svg>' for _, picture in shown
         )
-        label = f"{_number(len(shown), 'drawing')} of {_text(name)}"
+        label = f"{plural(len(shown), 'drawing')} of {escape(name)}"
         figures.append(
             f'<figure id="class-{index}"><div class="pictures" role="img" aria-label="{label}">{pictures}</div>'
-            f"<figcaption>{_text(name)}</figcaption></figure>"
+            f"<figcaption>{escape(name)}</figcaption></figure>"
         )
     return "\n".join(figures)
 
@@ -265,37 +221,9 @@ def _histogram(unit: str, bins: Sequence[tuple[str, int]], *, every: int) -> str
 <svg viewBox="0 0 {number} 100" preserveAspectRatio="none" role="img" aria-label="{label}">{bars}</svg>
 <div class="ticks" aria-hidden="true">{ticks}{last}</div></div>
 <details><summary>The numbers</summary>
-{_table(f"{unit} a drawing", {unit.lower(): TEXT, "drawings": NUMBER}, counts)}
+{table(f"{unit} a drawing", {unit.lower(): TEXT, "drawings": NUMBER}, counts)}
 </details></div>"""
 
 
 def _by_count(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(name, f"{count:,}") for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
-
-
-def _table(caption: str, head: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table whose first column names its rows; `head` has the name of each column, if any, and attributes."""
-    kinds = list(head.values())[1:] or [TEXT]
-    body = "\n".join(
-        f'<tr><th scope="row">{_text(first)}</th>'
-        + "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, rest, strict=True))
-        + "</tr>"
-        for first, *rest in rows
-    )
-    heads = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in head.items())
-    top = f"<thead><tr>{heads}</tr></thead>\n" if head else ""
-    return f'<div class="wide"><table><caption>{caption}</caption>\n{top}<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def _value(value: str | int | bool) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _text(value: str) -> str:
-    """Returns foreign text for the page: escaped, cut, and without what controls or cannot be encoded."""
-    kept = value[:LONGEST_TEXT] + ("…" if len(value) > LONGEST_TEXT else "")
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in kept))

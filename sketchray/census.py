@@ -107,7 +107,7 @@ def collect(table: pa.Table, classes: Sequence[str], *, is_first: bool = True) -
     rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
     shown_of = np.minimum(counts, GALLERY if is_first else np.where(counts < MANY, GALLERY, 0))
     shown = table.take(pa.array(order[rank < np.repeat(shown_of, counts)]))
-    pictures = iter(zip(shown["place"].to_pylist(), _draw(*from_column(shown["points"])), strict=True))
+    pictures = iter(zip(shown["place"].to_pylist(), draw(*from_column(shown["points"])), strict=True))
     return Statistics(
         classes=list(classes),
         drawings=_count(label, split, number),
@@ -159,7 +159,7 @@ def _stroke_ends(points: Int16Array, offsets: IntArray) -> npt.NDArray[np.bool_]
     return is_end
 
 
-def _draw(points: Int16Array, offsets: IntArray) -> list[str]:
+def draw(points: Int16Array, offsets: IntArray) -> list[str]:
     """Returns B small pictures: each drawing scaled to the grid, its middle in the grid's, lines thinned."""
     if not len(points):
         return []

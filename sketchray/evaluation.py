@@ -1,16 +1,16 @@
-"""A checkpoint run over a data set on Ray Data: metrics, confusion, early recognition; and batch prediction.
+"""A checkpoint run over a data set on Ray Data: metrics, outcomes, early recognition; and batch prediction.
 
 Sums are made where the drawings are and added up once, so a metric depends on neither the number of workers nor the
-batch size. Shapes: K classes of the model.
+batch size. Shapes: B drawings.
 """
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import torch
@@ -22,8 +22,9 @@ from sketchray.columns import from_column
 from sketchray.engine import SUMS, new_sums, score, to_metrics
 from sketchray.errors import CheckpointError, DataError
 from sketchray.feed import EvalFeed, collate, windows_of
+from sketchray.outcomes import OUTCOME, Evaluation, Outcomes, Tally
 from sketchray.predictor import Predictor
-from sketchray.shards import open_shards
+from sketchray.shards import Rows, open_shards
 from sketchray.sources import Source
 from sketchray.storage import absolute, open_filesystem
 
@@ -34,19 +35,12 @@ BATCH_SIZE = 256
 ROWS_PER_TASK = 4_096  # of batch prediction
 
 
-@dataclass
-class Evaluation:
-    """What a checkpoint makes of a split.
+class _NumberedRows(Rows):
+    """Rows that say which they are, in a column `row`."""
 
-    Attributes:
-        result: the job's JSON.
-        classes: of the model.
-        confusion: `(K, K)` drawings by true class (rows) and first guess (columns).
-    """
-
-    result: dict[str, Any]
-    classes: list[str]
-    confusion: npt.NDArray[np.int64] = field(repr=False)
+    def read(self, start: int, stop: int, columns: Sequence[str] = ("points", "label")) -> pa.Table:
+        table = super().read(start, stop, columns)
+        return table.append_column("row", pa.array(np.arange(start, stop)))
 
 
 class _Scorer:
@@ -55,26 +49,40 @@ class _Scorer:
     def __init__(self, checkpoint: str, feed: EvalFeed, data_classes: list[str], threads: int) -> None:
         torch.set_num_threads(threads)
         self.predictor = Predictor.load(checkpoint)
-        self.feed = feed
+        self.feed = replace(feed, rows=_NumberedRows(feed.rows.uri, feed.rows.groups))
         index = {name: number for number, name in enumerate(self.predictor.meta.classes)}
         self.labels = torch.tensor([index[name] for name in data_classes])  # data label -> model label
 
     def __call__(self, places: pa.Table) -> pa.Table:
         windows = windows_of(self.feed, (0,))
-        number = len(self.predictor.meta.classes)
+        scored = [self._score(*windows[place]) for place in places["id"].to_pylist()]
+        return pa.table(
+            {
+                "sums": [sums.numpy().reshape(-1) for sums, _ in scored],
+                "outcomes": [outcomes.tobytes() for _, outcomes in scored],
+            }
+        )
+
+    def _score(self, epoch: int, number: int) -> tuple[torch.Tensor, Outcomes]:
+        """Returns sums for each prefix, `(4, 5)`, and `(B,)` outcomes of a window."""
+        table = self.feed.read(epoch, number)
+        window = collate(table)
         sums = torch.stack([new_sums() for _ in PREFIXES])
-        confusion = np.zeros(number * number, np.int64)
-        for place in places["id"].to_pylist():
-            window = collate(self.feed.read(*windows[place]))
-            for batch in self.feed.cut(Batch(window.values, window.offsets, self.labels[window.labels])):
-                for row, percent in enumerate(PREFIXES):
-                    shown = batch if percent == 100 else batch.prefix(percent / 100)
-                    points, lengths = pad(shown.values, shown.offsets, self.predictor.meta.model.max_points)
-                    logits = torch.from_numpy(self.predictor.padded_logits(points, lengths))
-                    sums[row] += score(logits, batch.labels)
-                pairs = batch.labels.numpy() * number + logits.argmax(1).numpy()
-                confusion += np.bincount(pairs, minlength=len(confusion))
-        return pa.table({"sums": [sums.numpy().reshape(-1)], "confusion": [confusion]})
+        outcomes = np.empty(len(window), OUTCOME)
+        outcomes["row"] = table["row"].to_numpy()
+        outcomes["truth"] = self.labels[window.labels]
+        done = 0
+        for batch in self.feed.cut(Batch(window.values, window.offsets, self.labels[window.labels])):
+            for row, percent in enumerate(PREFIXES):
+                shown = batch if percent == 100 else batch.prefix(percent / 100)
+                points, lengths = pad(shown.values, shown.offsets, self.predictor.meta.model.max_points)
+                logits = torch.from_numpy(self.predictor.padded_logits(points, lengths))
+                sums[row] += score(logits, batch.labels)
+            probability, guess = logits.softmax(1).max(1)
+            part = outcomes[done : done + len(batch)]
+            part["guess"], part["probability"] = guess, probability.nan_to_num()
+            done += len(batch)
+        return sums, outcomes
 
 
 def _actors(cluster: Cluster) -> tuple[int, int]:
@@ -102,6 +110,7 @@ def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
     rows = shards.rows(split)
     if not len(rows):
         raise DataError(f"{data}: the {split} split is empty; choose another --split")
+    checkpoint = checkpoint if checkpoint.endswith(".onnx") else best(checkpoint)
     predictor = Predictor.load(checkpoint)
     classes = predictor.meta.classes
     unknown = sorted(set(shards.classes) - set(classes))
@@ -121,13 +130,14 @@ def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
         num_cpus=1,
     )
     dataset.context.enable_progress_bars = False
+    dataset.context.execution_options.preserve_order = True  # sums of floats: the last bits depend on the order
     sums = np.zeros((len(PREFIXES), len(SUMS)))
-    confusion = np.zeros(len(classes) ** 2, np.int64)
+    tally = Tally(len(classes))
     started = time.perf_counter()
     for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in part.to_pylist():  # type: ignore[union-attr]
             sums += np.reshape(row["sums"], sums.shape)
-            confusion += np.asarray(row["confusion"])
+            tally.add(np.frombuffer(row["outcomes"], OUTCOME))
         now = time.perf_counter()
         done = sums[-1, 0]
         rate = done / (now - started)
@@ -144,10 +154,11 @@ def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
         "split": split,
         "drawings": int(sums[-1, 0]),
         **metrics,
+        "ece": tally.ece,
         "early": early,
         "drawings_per_s": round(len(rows) / (time.perf_counter() - started), 1),
     }
-    return Evaluation(result, classes, confusion.reshape(len(classes), len(classes)))
+    return Evaluation(result, tally, checkpoint, predictor.meta, predictor.version, shards)
 
 
 class _Guesser:

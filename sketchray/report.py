@@ -1,134 +1,302 @@
-"""The HTML report of an evaluation, with its pictures."""
+"""The report of an evaluation: one HTML file with its pictures inside."""
 
-import base64
-import html
-import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import numpy.typing as npt
 
+from sketchray import charts, mistakes
+from sketchray.card import about
+from sketchray.charts import BAR_KEYS, bars, lines, ticks, ticks_to
+from sketchray.checkpoint import library_versions
 from sketchray.errors import DataError
+from sketchray.outcomes import BINS, Evaluation, Tally
+from sketchray.page import NUMBER, OPEN_CLASSES, TEXT, escape, make_page, plural, show, table
 
-matplotlib.use("Agg")  # no display on a cluster
-
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
-CONFUSED_PAIRS = 20
-LABELLED_CLASSES = 40  # with more, the confusion picture has no room for names
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .8rem; text-align: left }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } tr:nth-child(even) { background: #f4f4f4 }
-img { max-width: 100% } details { margin: 1rem 0 }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1.5rem 0 }
+.figures div { background: var(--soft); padding: .6rem .9rem; break-inside: avoid } .figures dt { font-size: .85rem }
+.figures dd { margin: 0; font-size: 1.7rem; line-height: 1.3; font-variant-numeric: tabular-nums }
+.figures small { display: block; font-size: .8rem }
+.subject td { overflow-wrap: anywhere }
+.sortable th button { all: unset; cursor: pointer } .sortable th button:focus-visible { outline: 2px solid var(--link) }
+.sortable th button::after { content: " \\2195"; color: var(--line) }
+.sortable [aria-sort=ascending] button::after { content: " \\2191"; color: inherit }
+.sortable [aria-sort=descending] button::after { content: " \\2193"; color: inherit }
+@media print { .sortable th button::after { content: "" } h2 { margin-top: 1.5rem; break-after: avoid }
+  h2 + p { break-after: avoid } .two { grid-template-columns: 1fr 1fr }
+  .figures { grid-template-columns: repeat(5, 1fr) } }
+"""
+SCRIPT = """
+for (const table of document.querySelectorAll(".sortable table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const isNumber = head.className === "n", button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    const value = (row) => {
+      const text = row.cells[column].textContent;
+      return isNumber ? parseFloat(text.replaceAll(",", "") || "-1") : text;
+    };
+    button.onclick = () => {
+      const up = head.getAttribute("aria-sort") !== "ascending", sign = up ? 1 : -1;
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const compare = (a, b) => (isNumber ? a - b : a.localeCompare(b));
+      const rows = [...table.tBodies[0].rows].sort((a, b) => sign * compare(value(a), value(b)));
+      table.tBodies[0].append(...rows);
+    };
+  });
+}
 """
 
 
-def write_report(directory: str, result: dict[str, Any], classes: list[str], confusion: npt.NDArray[np.int64]) -> Path:
+def write_report(directory: str, evaluation: Evaluation) -> Path:
     """Writes `report.html`, one file with its pictures inside, and returns its path.
 
     Args:
         directory: made if it is not there.
-        result: the JSON of jobs/evaluate.py.
-        classes: of the model.
-        confusion: `(K, K)` drawings by true class (rows) and first guess (columns).
+        evaluation: what `evaluate` returned.
 
     Raises:
-        DataError: the directory cannot be written.
+        DataError: the directory cannot be written, or the data set went away.
     """
-    drawings = confusion.sum(1)
-    right = np.diag(confusion)
-    order = np.lexsort((np.arange(len(classes)), right / np.maximum(drawings, 1)))
-    per_class = [
-        (
-            classes[index],
-            f"{drawings[index]:,}",
-            f"{right[index] / drawings[index]:.1%}",
-            _top_wrong(index, classes, confusion),
-        )
-        for index in order
-        if drawings[index]
-    ]
-    wrong = confusion - np.diag(right)
-    pairs = [
-        (classes[truth], classes[guess], f"{wrong[truth, guess]:,}", f"{wrong[truth, guess] / drawings[truth]:.1%}")
-        for truth, guess in zip(
-            *np.unravel_index(np.argsort(-wrong, axis=None)[:CONFUSED_PAIRS], wrong.shape), strict=True
-        )
-        if wrong[truth, guess]
-    ]
-    early = [(f"{percent} %", f"{share:.1%}") for percent, share in result["early"].items()]
-    summary = [(name, f"{result[name]:.1%}") for name in ("top1", "top5", "map3")]
-    summary += [("loss", f"{result['loss']:.3f}"), ("drawings", f"{result['drawings']:,}")]
-    content = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>sketchray: {html.escape(result["split"])} split</title>
-<style>{STYLE}</style></head><body>
-<h1>The {html.escape(result["split"])} split</h1>
-{_table(("metric", "value"), summary)}
-<h2>How early it guesses</h2>
-{_image(_early_figure(result["early"]), "Top-1 against the share of points shown")}
-{_table(("points shown", "top-1"), early)}
-<h2>What it confuses</h2>
-{_table(("drawn", "guessed", "drawings", "of the class"), pairs)}
-{_image(_confusion_figure(classes, confusion), "Guesses by true class")}
-<details><summary>Every class, the hardest first</summary>
-{_table(("class", "drawings", "top-1", "most often taken for"), per_class)}
-</details></body></html>
-"""
+    content = render(evaluation)
     path = Path(directory) / "report.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise DataError(f"--report {directory}: cannot write there ({error}); choose another directory") from error
     return path
 
 
-def _top_wrong(index: int, classes: list[str], confusion: npt.NDArray[np.int64]) -> str:
-    row = confusion[index].copy()
-    row[index] = 0
-    return classes[int(row.argmax())] if row.any() else ""
+def render(evaluation: Evaluation) -> str:
+    """Returns the page; reads the drawings that it shows."""
+    result, tally, meta = evaluation.result, evaluation.tally, evaluation.meta
+    provenance = evaluation.shards.manifest.provenance
+    number = int((tally.confusion.sum(1) > 0).sum())
+    title = (
+        f"Evaluation: {plural(result['drawings'], 'drawing')} of {plural(number, 'class', 'classes')}, "
+        f"{'all splits' if result['split'] == 'all' else result['split'] + ' split'}"
+    )
+    is_own = meta.data == {**provenance, "splits": evaluation.shards.manifest.splits}
+    seen = ""
+    if result["split"] in ("train", "all") and is_own:
+        seen = '<p class="note">The model was trained on drawings of this split: the figures say little of others.</p>'
+    content = f"""{_figures(evaluation)}
+<details class="subject" open><summary>What was evaluated</summary>
+{table("Checkpoint, data and versions", {}, _subject(evaluation))}
+</details>
+<details><summary>How it was trained</summary>
+{table("Configuration", {}, _flat(meta.config)) if meta.config else "<p>The checkpoint does not say.</p>"}
+</details>
+<h2>How it learned</h2>
+{_curves(meta.history)}
+<h2>What its probabilities mean</h2>
+{_calibration(tally)}
+<h2>How early it guesses</h2>
+{_early(result["early"])}
+{mistakes.render(evaluation)}
+<h2>Each class</h2>
+{_classes(tally, meta.classes)}"""
+    style = STYLE + charts.STYLE + mistakes.STYLE
+    return make_page(title, about(provenance) + seen, content, style=style, script=SCRIPT)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    def cells(tag: str, row: tuple[str, ...]) -> str:
-        kinds = ["" if not value[:1].isdigit() else ' class="n"' for value in row]
-        return "".join(f"<{tag}{kind}>{html.escape(value)}</{tag}>" for kind, value in zip(kinds, row, strict=True))
-
-    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>\n{body}\n</table>"
-
-
-def _image(figure: Figure, alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
+def _figures(evaluation: Evaluation) -> str:
+    result = evaluation.result
+    low, high = interval(result["top1"], result["drawings"])
+    known = len(evaluation.meta.classes)
+    figures = [
+        ("top-1", f"{result['top1']:.1%}", f"95% interval {low:.1%} to {high:.1%}"),
+        ("top-5", f"{result['top5']:.1%}", f"chance: {min(5 / known, 1):.1%}"),
+        ("MAP@3", f"{result['map3']:.1%}", "1, 1/2 or 1/3 for rank 1, 2 or 3"),
+        ("loss", f"{result['loss']:.3f}", f"chance: {math.log(known):.3f}"),
+        ("calibration error (ECE)", f"{result['ece']:.1%}", f"{BINS} bins, first guess"),
+    ]
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in figures)
+    return f'<dl class="figures">{tiles}</dl>'
 
 
-def _early_figure(early: dict[str, float]) -> Figure:
-    figure, axes = plt.subplots(figsize=(6, 3))
-    shown = [int(percent) for percent in early]
-    axes.plot(shown, [100 * share for share in early.values()], marker="o")
-    axes.set(xlabel="points shown, %", ylabel="top-1, %", ylim=(0, 100), xticks=shown)
-    axes.grid(alpha=0.3)
-    return figure
+def interval(share: float, number: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share of `number` drawings. Source: Wilson 1927."""
+    z = 1.96
+    middle = share + z * z / (2 * number)
+    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return (middle - half) / (1 + z * z / number), (middle + half) / (1 + z * z / number)
 
 
-def _confusion_figure(classes: list[str], confusion: npt.NDArray[np.int64]) -> Figure:
-    present = np.flatnonzero(confusion.sum(1))
-    shares = confusion[np.ix_(present, present)] / confusion[present].sum(1, keepdims=True)
-    figure, axes = plt.subplots(figsize=(9, 8))
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    if len(present) <= LABELLED_CLASSES:
-        names = [classes[index] for index in present]
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="guessed", ylabel="drawn")
-    figure.colorbar(picture, ax=axes, label="share of the class")
-    return figure
+def _subject(evaluation: Evaluation) -> list[tuple[str, str]]:
+    result, meta, shards = evaluation.result, evaluation.meta, evaluation.shards
+    return [
+        ("checkpoint", f"{evaluation.checkpoint} (version {evaluation.version})"),
+        ("trained for", f"{plural(meta.epoch, 'epoch')}, {plural(meta.step, 'step')}"),
+        ("trained on", _source(meta.data)),
+        ("knows", plural(len(meta.classes), "class", "classes")),
+        ("data", shards.uri),
+        ("made from", _source({**shards.manifest.provenance, "splits": shards.manifest.splits})),
+        ("split", f"{result['split']}: {result['drawings']:,} drawings"),
+        ("licence of the data", show(shards.manifest.provenance.get("licence", "unknown"))),
+        ("written with", ", ".join(f"{name} {version}" for name, version in sorted(meta.versions.items()))),
+        ("evaluated with", ", ".join(f"{name} {version}" for name, version in sorted(library_versions().items()))),
+    ]
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    """Returns where drawings come from, if that is known, and how many there are of each split."""
+    facts = [str(data[key]) for key in ("source", "format") if data.get(key)]
+    facts += [f"{count:,} {name}" for name, count in data.get("splits", {}).items()]
+    return ", ".join(facts) or "unknown"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", show(value)
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> str:
+    """Returns the charts of what the checkpoint remembers of its epochs."""
+    if not history:
+        return "<p>The checkpoint does not say: it has no history of its epochs.</p>"
+
+    def chart(
+        title: str, names: Mapping[str, str], show: charts.Format, *, low: float | None = 0.0, high: float | None = None
+    ) -> str:
+        series = {name: points for name, key in names.items() if (points := _points(history, key))}
+        if not series:
+            return ""
+        values = [value for points in series.values() for _, value in points]
+        y_ticks = ticks(min(values) if low is None else low, high or max(values))
+        x_ticks = ticks_to(max(2, *(int(entry["epoch"]) for entry in history)))
+        return lines(title, series, x="epoch", x_ticks=x_ticks, y_ticks=y_ticks, show=show)
+
+    both = {"train": "train_{}", "valid": "val_{}"}
+    pictures = [
+        chart("Loss", {name: key.format("loss") for name, key in both.items()}, "{:.4g}".format, low=None),
+        chart("Top-1", {name: key.format("top1") for name, key in both.items()}, "{:.0%}".format, high=1.0),
+        chart("Learning rate at the end of the epoch", {"learning rate": "lr"}, "{:.3g}".format),
+        chart("Steps whose gradient was clipped", {"clipped": "clipped_share"}, "{:.0%}".format, high=1.0),
+    ]
+    last = history[-1]
+    rate = f" The last one was trained at {last['drawings_per_s']:,.0f} drawings/s." if "drawings_per_s" in last else ""
+    return f"""<p>{plural(len(history), "epoch")}.{rate} Figures of the train split are means over an epoch, of
+drawings as augmented and with dropout; those of the valid split are of its end.</p>
+<div class="two">
+{chr(10).join(pictures)}
+</div>"""
+
+
+def _points(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    return [(entry["epoch"], entry[key]) for entry in history if key in entry and math.isfinite(entry[key])]
+
+
+def _calibration(tally: Tally) -> str:
+    drawings, probability, right = tally.bins.T
+    total = drawings.sum()
+    bias = (probability.sum() - right.sum()) / total
+    mean, accuracy = probability / np.maximum(drawings, 1), right / np.maximum(drawings, 1)
+    names = [f"{number / BINS:.1%} to {(number + 1) / BINS:.1%}" for number in range(BINS)]
+    told = [
+        f"{name}: {accuracy[number]:.1%} right of {plural(int(drawings[number]), 'drawing')}"
+        for number, name in enumerate(names)
+    ]
+    rows = [
+        (name, f"{drawings[number]:,.0f}", f"{mean[number]:.1%}", f"{accuracy[number]:.1%}")
+        for number, name in enumerate(names)
+        if drawings[number]
+    ]
+    head = {"probability": TEXT, "drawings": NUMBER, "mean probability": NUMBER, "right": NUMBER}
+    quarters = [(25.0 * place, f"{place / 4:.0%}") for place in range(5)]
+    counts = ticks(0, drawings.max(), least=1)
+    return f"""<p>On average the first guess is given {probability.sum() / total:.1%} and is right in {
+        right.sum() / total:.1%}:
+{"too sure" if bias > 0 else "not sure enough"} by {abs(bias):.1%}. Bin by bin the two differ by {
+        tally.ece:.1%} on average (ECE).</p>
+<div class="two">
+{
+        bars(
+            "Right, by the probability of the first guess",
+            accuracy.tolist(),
+            told,
+            goals=[float(value) if count else None for value, count in zip(mean, drawings, strict=True)],
+            x="probability of the first guess",
+            x_ticks=quarters,
+            y_ticks=quarters,
+            keys=BAR_KEYS,
+        )
+    }
+{
+        bars(
+            "Drawings, by the probability of the first guess",
+            (drawings / counts[-1]).tolist(),
+            told,
+            x="probability of the first guess",
+            x_ticks=quarters,
+            y_ticks=[(100 * count / counts[-1], f"{count:,.0f}") for count in counts],
+        )
+    }
+</div>
+<details><summary>The numbers</summary>
+{table("By the probability of the first guess", head, rows)}
+</details>"""
+
+
+def _early(early: Mapping[str, float]) -> str:
+    shown = [(float(percent), share) for percent, share in early.items()]
+    rows = [(f"{percent}%", f"{share:.1%}") for percent, share in early.items()]
+    return f"""<div class="two">
+{
+        lines(
+            "Top-1 while the drawing is made",
+            {"top-1": shown},
+            x="% of the points shown",
+            x_ticks=[0, 25, 50, 75, 100],
+            y_ticks=ticks(0, 1),
+            show="{:.0%}".format,
+        )
+    }
+{table("Top-1 after a part of the points", {"points shown": TEXT, "top-1": NUMBER}, rows)}
+</div>"""
+
+
+def _classes(tally: Tally, classes: Sequence[str]) -> str:
+    drawings, guessed, right = tally.confusion.sum(1), tally.confusion.sum(0), np.diag(tally.confusion)
+    wrong = tally.confusion - np.diag(right)
+    top1 = right / np.maximum(drawings, 1)
+    rows = []
+    for index in np.argsort(top1, kind="stable").tolist():
+        if not drawings[index]:
+            continue
+        most = int(wrong[index].argmax())
+        taken = wrong[index, most]
+        rows.append(
+            (
+                classes[index],
+                f"{drawings[index]:,}",
+                f"{top1[index]:.1%}",
+                f"{right[index] / guessed[index]:.1%}" if guessed[index] else "",
+                classes[most] if taken else "",
+                f"{taken / drawings[index]:.1%}" if taken else "",
+            )
+        )
+    head = {
+        "class": TEXT,
+        "drawings": NUMBER,
+        "top-1": NUMBER,
+        "right when guessed": NUMBER,
+        "most often taken for": TEXT,
+        "of the class": NUMBER,
+    }
+    absent = [classes[index] for index in np.flatnonzero(drawings == 0).tolist()]
+    note = f"<p>Known, but not in this split: {escape(', '.join(absent))}.</p>" if absent else ""
+    return f"""<details class="sortable"{" open" if len(rows) <= OPEN_CLASSES else ""}>
+<summary>{plural(len(rows), "class", "classes")}, the hardest first</summary>
+{table("Click on the head of a column to sort by it", head, rows)}
+</details>
+{note}"""
