@@ -219,7 +219,8 @@ def find(uri: str) -> list[tuple[str, Meta]]:
 def best(uri: str) -> str:
     """Returns the checkpoint that a path means: itself, or the one of a run with the highest `val_top1`.
 
-    One of a run whose weights are damaged is passed over, and named.
+    Where none has that, since every drawing was learned from, it is the latest of an epoch. One whose weights are
+    damaged is passed over, and named.
 
     Raises:
         CheckpointError: there is no such directory, or it holds no checkpoint.
@@ -229,8 +230,8 @@ def best(uri: str) -> str:
         raise CheckpointError(f"{uri}: no such directory; name a checkpoint directory or a run directory")
     if filesystem.get_file_info(f"{path}/{META}").type == pafs.FileType.File:
         return uri
-    scored = [(candidate, meta) for candidate, meta in find(uri) if "val_top1" in meta.metrics]
-    for candidate, meta in sorted(scored, key=lambda entry: entry[1].metrics["val_top1"], reverse=True):
+    scored = [(candidate, meta) for candidate, meta in find(uri) if meta.metrics]  # the latest first, and so they stay
+    for candidate, meta in sorted(scored, key=lambda entry: entry[1].metrics.get("val_top1", 0.0), reverse=True):
         try:
             _read(candidate, WEIGHTS, meta)
             return candidate

@@ -98,6 +98,13 @@ def test_the_middle_of_an_epoch_is_the_newest_but_never_the_best(tmp_path: Path)
     assert find(str(tmp_path / "nowhere")) == []
 
 
+def test_of_a_run_that_has_no_unseen_drawings_the_latest_is_taken(tmp_path: Path) -> None:
+    for step in (10, 30, 20):
+        edit(write(tmp_path / str(step)) / "meta.json", metrics={"train_top1": 1 / step}, step=step)
+    edit(write(tmp_path / "middle") / "meta.json", metrics={}, step=40)
+    assert best(str(tmp_path)) == str(tmp_path / "30")
+
+
 def test_uris_keep_their_query() -> None:
     assert child("s3://bucket/runs?region=eu", "a") == "s3://bucket/runs/a?region=eu"
     assert child("/runs/", "a") == "/runs/a"
@@ -201,7 +208,7 @@ def test_the_version_changes_with_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [TINY.model, ModelConfig(conv_channels=(8, 8), rnn_layers=0, conv_norm="batch", pooling=("last", "sum"))],
+    [TINY.model, ModelConfig(conv_channels=(8, 8, 8), rnn_layers=0, conv_norm="batch", pooling=("last", "sum"))],
     ids=["conv and rnn", "conv"],
 )
 def test_an_exported_model_answers_the_same(tmp_path: Path, model: ModelConfig) -> None:
