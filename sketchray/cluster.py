@@ -30,8 +30,7 @@ def quiet_ray(level: str = "WARNING") -> None:
         level: what still gets through. At `CRITICAL` not even the traceback that Ray Data logs before it raises.
     """
     os.environ["RAY_DATA_LOG_LEVEL"] = level  # read when ray.data is imported
-    # Ray Train sets the level of "ray.train" anew in each worker, but not that of what is below it.
-    for name in ("ray.data", "ray.train", "ray.train.v2._internal.execution.context", "ray.tune"):
+    for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(level)
 
 

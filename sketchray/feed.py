@@ -212,7 +212,8 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0, num_
 
     Args:
         skip: as for `batches`.
-        num_cpus: that a reading task reserves.
+        num_cpus: that a reading task reserves. With 0, two run at a time whatever else the cluster is busy with, as a
+            group of workers needs that may be given every CPU of a cluster that shrinks.
     """
     todo, rest = _after(windows_of(feed, epochs), skip)
     return islice(_piped(feed, todo, num_cpus), rest, None)
@@ -230,10 +231,20 @@ def _piped(feed: Feed, todo: list[tuple[int, int]], num_cpus: float) -> Iterator
 
     for start in range(0, len(todo), WINDOWS_PER_PIPELINE):
         part = todo[start : start + WINDOWS_PER_PIPELINE]
-        dataset = ray.data.range(len(part), override_num_blocks=len(part))
-        dataset = dataset.map_batches(_Read(feed, part), batch_size=None, batch_format="pyarrow", num_cpus=num_cpus)
+        if num_cpus:
+            places = ray.data.range(len(part), override_num_blocks=len(part))
+        else:  # the tasks of `range` reserve a CPU each
+            places = ray.data.from_items(list(range(len(part))), override_num_blocks=len(part))
+        dataset = places.map_batches(
+            _Read(feed, part),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=num_cpus,
+            compute=None if num_cpus else ray.data.TaskPoolStrategy(2),
+        )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
+        dataset.context.raise_original_map_exception = True  # so that what stops a run can be told
         for window in dataset.iter_torch_batches(batch_size=None, collate_fn=Collate(), device="cpu"):
             yield from feed.cut(window)  # type: ignore[arg-type]
 
@@ -245,4 +256,4 @@ class _Read:
         self.feed, self.todo = feed, todo
 
     def __call__(self, places: pa.Table) -> pa.Table:
-        return pa.concat_tables([self.feed.read(*self.todo[place]) for place in places["id"].to_pylist()])
+        return pa.concat_tables([self.feed.read(*self.todo[place]) for place in places.column(0).to_pylist()])

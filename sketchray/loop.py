@@ -173,6 +173,34 @@ def average_buffers(model: nn.Module) -> None:
                 buffer.div_(dist.get_world_size())
 
 
+def _own(learner: Learner) -> list[Tensor]:
+    """Returns what differs from rank to rank until the end of an epoch: the sums and the batch statistics."""
+    models = [learner.model] if learner.kept is learner.model else [learner.model, learner.kept]
+    return [learner.sums, *(buffer for model in models for buffer in model.buffers())]
+
+
+def gather_own(learner: Learner) -> list[list[Tensor]]:
+    """Returns what differs from rank to rank, of all ranks, on the CPU. Every rank takes part; host sync."""
+    own = [tensor.cpu() for tensor in _own(learner)]
+    if not dist.is_initialized():
+        return [own]
+    ranks: list[list[Tensor]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, own)
+    return ranks
+
+
+def take_own(learner: Learner, ranks: list[list[Tensor]]) -> None:
+    """Gives this rank what `gather_own` found on it; after a group of another size, its share of the whole."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if len(ranks) == world_size:
+        own = ranks[learner.rank]
+    else:
+        own = [torch.stack(tensors).double().mean(0) for tensors in zip(*ranks, strict=True)]
+        own[0] *= len(ranks) / world_size  # sums, not means
+    for tensor, value in zip(_own(learner), own, strict=True):
+        tensor.copy_(value)
+
+
 def _print(line: str) -> None:
     sys.stderr.write(f"{line}\n")  # not print: Ray Train patches that and would show the line twice
     sys.stderr.flush()

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,7 +128,8 @@ def _tell_failure(stored: "Future[None]") -> None:
 def raise_if_full(uri: str, error: OSError) -> None:
     """Raises RunError where a storage is full or must not be written to, so that trying again is in vain."""
     if error.errno in FULL:
-        raise RunError(f"{uri}: cannot be written ({error}); make room there, then go on with --resume") from error
+        reason = os.strerror(error.errno)
+        raise RunError(f"{uri}: cannot be written ({reason}); make room there, then go on with --resume") from error
 
 
 def stored_config(storage_path: str, name: str) -> TrainConfig | None:
@@ -254,7 +256,11 @@ def _origin(shards: ShardSet) -> dict[str, Any]:
 def make_meta(
     config: TrainConfig, shards: ShardSet, *, step: int, epoch: int, history: Sequence[dict[str, float]]
 ) -> Meta:
-    """Returns what a checkpoint says of itself; it has metrics if it was made at the end of an epoch."""
+    """Returns what a checkpoint says of itself; it has metrics if it was made at the end of an epoch.
+
+    Where every drawing was learned from, it has no `val_` metrics, since nobody measured what they claim.
+    """
+    kinds = ("train_",) if config.train_split == "all" else ("val_", "train_")
     last = history[-1] if history and int(history[-1]["step"]) == step else {}
     return Meta(
         model=config.model,
@@ -262,7 +268,7 @@ def make_meta(
         classes=shards.classes,
         epoch=epoch,
         step=step,
-        metrics={name: value for name, value in last.items() if name.startswith(("val_", "train_"))},
+        metrics={name: value for name, value in last.items() if name.startswith(kinds)},
         history=list(history),
         data=_origin(shards),
         licence=str(shards.manifest.provenance["licence"]),

@@ -20,7 +20,7 @@ from sketchray.engine import Learner
 from sketchray.errors import Error, RunError, find_error
 from sketchray.feed import EvalFeed, TrainFeed, ray_batches
 from sketchray.logbook import Logbook
-from sketchray.loop import Loop, Metrics
+from sketchray.loop import Loop, Metrics, gather_own, take_own
 from sketchray.recipe import TrainConfig
 from sketchray.runs import (
     Keeper,
@@ -51,7 +51,8 @@ def _worker(loop: dict[str, Any]) -> None:
     from ray.train.torch import get_device, prepare_model
 
     quiet_ray()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train tells of each report through a logger outside "ray.train"
+    logging.getLogger("sketchray").setLevel(logging.INFO)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
@@ -79,7 +80,7 @@ def _worker(loop: dict[str, Any]) -> None:
     keeper = Keeper(run) if rank == 0 else None
 
     def keep(metrics: Metrics) -> None:
-        state = {**learner.state_dict(), "ranks": _gather(_own(learner))}
+        state = {**learner.state_dict(), "ranks": gather_own(learner)}
         if keeper is not None:
             epoch = learner.steps // feed.steps
             meta = make_meta(config, shards, step=learner.steps, epoch=epoch, history=running.history)
@@ -97,7 +98,7 @@ def _worker(loop: dict[str, Any]) -> None:
             running = Loop(
                 learner=learner,
                 feed=feed,
-                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip),
+                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip, num_cpus=loop["data_cpus"]),
                 valid=EvalFeed(shards.rows("valid"), config.batch_size, rank, world_size),
                 keep=keep,
                 history=history,
@@ -121,7 +122,7 @@ def _go_on(learner: Learner, run: str, classes: Sequence[str]) -> list[Metrics]:
     if found[0] is not None:
         weights, state, meta = found[0]
         learner.load_state_dict(weights, state)
-        _take_own(learner, state["ranks"])
+        take_own(learner, state["ranks"])
         if learner.rank == 0:
             logger.info("going on after epoch %d, step %d", meta.epoch, meta.step)
         return list(meta.history)
@@ -129,33 +130,6 @@ def _go_on(learner: Learner, run: str, classes: Sequence[str]) -> list[Metrics]:
     if origin is not None:
         learner.start_from(initial_weights(origin, learner.config, classes))
     return []
-
-
-def _own(learner: Learner) -> list[torch.Tensor]:
-    """Returns what differs from rank to rank until the end of an epoch: its sums and its batch statistics."""
-    models = [learner.model] if learner.kept is learner.model else [learner.model, learner.kept]
-    return [learner.sums, *(buffer for model in models for buffer in model.buffers())]
-
-
-def _gather(own: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Returns the tensors of all ranks, on the CPU. Every rank takes part; host sync."""
-    parts = [[tensor.cpu() for tensor in own]]
-    if dist.is_initialized():
-        mine, parts = parts[0], [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(parts, mine)
-    return parts
-
-
-def _take_own(learner: Learner, ranks: list[list[torch.Tensor]]) -> None:
-    """Gives this rank what it had; after a group of another size, its share of the whole."""
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    if len(ranks) == world_size:
-        own = ranks[learner.rank]
-    else:
-        own = [torch.stack(tensors).double().mean(0) for tensors in zip(*ranks, strict=True)]
-        own[0] *= len(ranks) / world_size  # sums, not means
-    for tensor, value in zip(_own(learner), own, strict=True):
-        tensor.copy_(value)
 
 
 def make_trainer(
@@ -181,6 +155,7 @@ def make_trainer(
             "data": data,
             "run": child(storage_path, name),
             "checkpoint_every_s": checkpoint_every_s,
+            "data_cpus": 0.5 if isinstance(num_workers, int) else 0.0,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's
@@ -220,15 +195,25 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
             known, latest = find_error(error), last_checkpoint(run)
             rest = f"; its last checkpoint is {latest}" if latest else ""
             if isinstance(known, Error):
-                raise type(known)(f"{run}: {known}{rest}") from error
+                what = str(known).splitlines()[0]  # Ray Data adds lines of advice
+                raise type(known)(f"{what if run in what else f'{run}: {what}'}{rest}") from error
             failures, before = failures + 1 if latest == before else 1, latest
-            reason = str(error).strip().splitlines()[-1]
+            reason = _reason(error)
             if failures > MAX_FAILURES:
                 raise RunError(
                     f"{run}: its workers died {failures} times in a row ({reason}); look at Ray's logs, and go on with "
                     f"--resume{rest}"
                 ) from error
             logger.warning("a worker died (%s); going on from %s", reason, latest or "the beginning")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns in a line what stopped a group of workers: what the first of them met, without what Ray wraps it in."""
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    first = failures[min(failures)]
+    while (cause := getattr(first, "cause", None) or first.__cause__) is not None:
+        first = cause
+    return f"{type(first).__name__}: {(str(first).strip() or 'no message').splitlines()[0]}"
 
 
 def train(
