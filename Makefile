@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Directory of simplified ndjson files that `make bench` measures on.
 DATA ?= ../shared/data/quickdraw/simplified
+# An interpreter with TensorFlow, for the rows beside Keras (benchmarks/keras_peer.py); they are left out without it.
+KERAS_PYTHON ?= $(wildcard .venv-tf/bin/python)
 BIN := .venv/bin
 
 .PHONY: setup demo test lint bench serve clean
@@ -26,7 +28,7 @@ lint: setup
 
 bench: setup
 	test -f .demo/bench/manifest.json || $(BIN)/python jobs/ingest.py --source $(DATA) --out .demo/bench
-	$(BIN)/python benchmarks/train.py --data .demo/bench
+	$(BIN)/python benchmarks/train.py --data .demo/bench $(if $(KERAS_PYTHON),--keras-python $(KERAS_PYTHON))
 
 serve: setup
 	$(BIN)/serve run serve_config.yaml

@@ -23,7 +23,12 @@ from sketchray.recipe import RECIPES, TrainConfig, lr_at
 from sketchray.strokes import from_record
 
 PLAIN = TINY.model_copy(
-    update={"augment": AugmentConfig(), "model": TINY.model.model_copy(update={"dropout": 0.0}), "label_smoothing": 0.0}
+    update={
+        "augment": AugmentConfig(),
+        "model": TINY.model.model_copy(update={"dropout": 0.0}),
+        "label_smoothing": 0.0,
+        "ema_decay": 0.0,
+    }
 )
 
 # AdamW divides by the size of the gradient, and so makes noise of rounding where that is nearly 0; SGD does not.

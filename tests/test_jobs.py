@@ -130,7 +130,7 @@ def test_a_sweep_ends_with_a_checkpoint_and_a_config(cluster: str, doodle_shards
         ("train", "--data {data} --storage-path {tmp}/r --name a --num-workers 9", "more workers than the cluster"),
         ("train", "--data {data} --storage-path {tmp}/r --name a --config {tmp}/text.ndjson", "--config {tmp}/text"),
         ("train", "--data {data} --storage-path {run}/.. --name tiny", "is in use; choose another name"),
-        ("evaluate", "--checkpoint {tmp} --data {data}", "{tmp}: holds no checkpoint"),
+        ("evaluate", "--checkpoint {tmp} --data {data}", "{tmp}: holds no whole checkpoint"),
         ("evaluate", "--checkpoint {tmp}/nowhere --data {data}", "{tmp}/nowhere: no such directory"),
         ("predict", "--checkpoint {run} --source {tmp}/nowhere --out {tmp}/o", "{tmp}/nowhere: no such file"),
         ("export", "--checkpoint {run} --out {tmp}/o.bin", "name a file that ends in .onnx"),

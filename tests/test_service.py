@@ -181,7 +181,7 @@ def test_page_and_health_stay_open(keyed: TestClient) -> None:
 
 
 def test_a_bad_checkpoint_fails_the_build(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
         build(Settings(checkpoint=str(tmp_path)))
 
 
