@@ -10,6 +10,7 @@ time.
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ LANES = 8
 SLICES = 32  # of a lane's window; more sort lengths better, fewer cost less memory
 EVAL_ROWS = 16_384  # of a window that is only scored
 WINDOWS_PER_PIPELINE = 4_096  # planning a pipeline takes a while for each of its tasks
+SCHEDULING_S = 0.02  # between two looks of Ray Data's scheduler at its tasks; a window lasts many times that
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _threaded(feed: Feed, todo: list[tuple[int, int]]) -> Iterator[Batch]:
             yield from feed.cut(collate(table))
 
 
-def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0, num_cpus: float = 0.5) -> Iterator[Batch]:
+def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0) -> Iterator[Batch]:
     """Yields the same batches as `batches`, read ahead by Ray Data's tasks, anywhere in the cluster.
 
     Each rank runs a streaming pipeline of its own, one task a window, in order. It goes on across the end of an epoch,
@@ -212,16 +214,21 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0, num_
 
     Args:
         skip: as for `batches`.
-        num_cpus: that a reading task reserves. With 0, two run at a time whatever else the cluster is busy with, as a
-            group of workers needs that may be given every CPU of a cluster that shrinks.
     """
     todo, rest = _after(windows_of(feed, epochs), skip)
-    return islice(_piped(feed, todo, num_cpus), rest, None)
+    return islice(_piped(feed, todo), rest, None)
 
 
-def _piped(feed: Feed, todo: list[tuple[int, int]], num_cpus: float) -> Iterator[Batch]:
+def _piped(feed: Feed, todo: list[tuple[int, int]]) -> Iterator[Batch]:
     import ray
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data.collate_fn import ArrowBatchCollateFn
+
+    class Unhurried(ExecutionCallback):
+        """Lets the scheduler sleep. It shares this process with training, and while enough is read it spins."""
+
+        def on_execution_step(self, executor: object) -> None:
+            time.sleep(SCHEDULING_S)
 
     class Collate(ArrowBatchCollateFn):
         """Stateless, since Ray Data calls it in several threads."""
@@ -231,19 +238,19 @@ def _piped(feed: Feed, todo: list[tuple[int, int]], num_cpus: float) -> Iterator
 
     for start in range(0, len(todo), WINDOWS_PER_PIPELINE):
         part = todo[start : start + WINDOWS_PER_PIPELINE]
-        if num_cpus:
-            places = ray.data.range(len(part), override_num_blocks=len(part))
-        else:  # the tasks of `range` reserve a CPU each
-            places = ray.data.from_items(list(range(len(part))), override_num_blocks=len(part))
+        # The tasks reserve no CPU: what a killed job had reserved would keep the next one waiting, and an elastic group
+        # may be given every CPU of a cluster that shrinks. (Those of `ray.data.range` reserve one each.)
+        places = ray.data.from_items(list(range(len(part))), override_num_blocks=len(part))
         dataset = places.map_batches(
             _Read(feed, part),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=num_cpus,
-            compute=None if num_cpus else ray.data.TaskPoolStrategy(2),
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(2),
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
+        dataset.context.custom_execution_callback_classes = [Unhurried]
         dataset.context.raise_original_map_exception = True  # so that what stops a run can be told
         for window in dataset.iter_torch_batches(batch_size=None, collate_fn=Collate(), device="cpu"):
             yield from feed.cut(window)  # type: ignore[arg-type]
