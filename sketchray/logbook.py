@@ -3,6 +3,7 @@
 `tensorboard --logdir RUN` shows them. Rank 0 only.
 """
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from sketchray.strokes import to_strokes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
 SAMPLES = 24  # drawings shown after each epoch, the same ones each time
@@ -74,8 +77,11 @@ class Logbook:
             self.writer.add_figure("guesses", self._draw_guesses(model, valid), step)
         self.writer.flush()
         if self.mirror is not None:
-            self.filesystem.create_dir(self.path)
-            pafs.copy_files(self.mirror.name, self.path, destination_filesystem=self.filesystem)
+            try:
+                self.filesystem.create_dir(self.path)
+                pafs.copy_files(self.mirror.name, self.path, destination_filesystem=self.filesystem)
+            except OSError as error:  # no reason to stop learning; the next epoch copies all of it
+                logger.warning("%s: the TensorBoard logs of this epoch are not there yet (%s)", self.path, error)
 
     def close(self) -> None:
         """Writes what is left."""

@@ -102,6 +102,25 @@ def test_the_logbook_has_scalars_and_pictures(doodle_shards: str, tmp_path: Path
     assert len(picture.encoded_image_string) > 20_000  # 24 drawings, not blank
 
 
+def test_logs_that_cannot_be_copied_stop_no_run(doodle_shards: str, caplog: pytest.LogCaptureFixture) -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = ":".join(map(str, server.get_host_and_port()))
+    shards = open_shards(doodle_shards)
+    book = Logbook(f"s3://key:secret@missing/run?endpoint_override={address}&scheme=http", shards.classes)
+    kept: list[Metrics] = []
+    make_loop(shards, TINY, kept, logbook=book).run()
+    book.close()
+    server.stop()
+    assert len(kept) == 2
+    told = [record.message for record in caplog.records if record.name == "sketchray.logbook"]
+    assert [message.partition(" (")[0] for message in told] == [
+        "missing/run/tensorboard: the TensorBoard logs of this epoch are not there yet"
+    ] * 2
+
+
 def test_the_confusion_counts_every_drawing_once(doodle_shards: str) -> None:
     rows = open_shards(doodle_shards).rows("valid")
     learner = Learner(TINY, 10, total_steps=1)
