@@ -22,6 +22,7 @@ class Arguments:
         preset: named architecture and recipe.
         config: JSON file with any part of the configuration, such as a run's config.json.
         from_checkpoint: start from the weights of a checkpoint, or a run's best; other classes get a new head.
+        teachers: checkpoints, or runs, whose probabilities are learned beside the labels.
         checkpoint_every_s: seconds between two checkpoints in the middle of an epoch; 0 keeps those of epochs only.
         resume: go on with the run of this name, as it was started.
         debug: show tracebacks and Ray's own log.
@@ -36,6 +37,7 @@ class Arguments:
     preset: Literal["base", "conv1d", "gru", "homl", "seed", "tutorial"] = "base"
     config: str | None = None
     from_checkpoint: str | None = None
+    teachers: tuple[str, ...] = ()
     checkpoint_every_s: float = 600.0
     resume: bool = False
     debug: bool = False
@@ -54,6 +56,7 @@ def call(arguments: Arguments) -> dict[str, object]:
         num_workers=arguments.num_workers,
         use_gpu=arguments.use_gpu,
         from_checkpoint=arguments.from_checkpoint,
+        teachers=arguments.teachers,
         checkpoint_every_s=arguments.checkpoint_every_s,
         resume=arguments.resume,
     )

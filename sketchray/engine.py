@@ -87,6 +87,7 @@ class Learner:
         rank: of this process; its augmentation and dropout differ from other ranks'.
         wrap: makes the model data parallel; every rank calls it.
         class_counts: drawings of each class, for `class_weights="balanced"`.
+        teachers: models of the same classes, whose mean probabilities are part of the target.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Learner:
         rank: int = 0,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
         class_counts: Sequence[int] = (),
+        teachers: Sequence[StrokeClassifier] = (),
     ) -> None:
         self.config, self.total_steps, self.rank = config, total_steps, rank
         self.device = device or torch.device("cpu")
@@ -112,6 +114,7 @@ class Learner:
         self.class_weights: Tensor | None = None
         if config.class_weights == "balanced":
             self.class_weights = balanced_weights(class_counts).to(self.device)
+        self.teachers = [teacher.to(self.device).eval() for teacher in teachers]
         self.steps = 0
         self.start_epoch()
 
@@ -156,21 +159,51 @@ class Learner:
         decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(averages, weights, count)  # type: ignore[no-untyped-call]
 
-    def _backward(self, batch: Batch, share: float) -> None:
-        """Adds the gradient of a part of a batch, which is `share` of it."""
-        batch = batch.to(self.device)
-        points, lengths = pad(batch.values, batch.offsets, self.config.model.max_points)
-        points, lengths = augment(points, lengths, self.config.augment)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits = self.parallel(points, lengths).float()
-        loss = F.cross_entropy(
-            logits, batch.labels, self.class_weights, label_smoothing=self.config.label_smoothing, reduction="sum"
-        )
+    def _backward(self, batch: Batch, part: float) -> None:
+        """Adds the gradient of a part of a batch, which is that share of it."""
+        config, batch = self.config, batch.to(self.device)
+        points, lengths = pad(batch.values, batch.offsets, config.model.max_points)
+        points, lengths = augment(points, lengths, config.augment)
+        targets = self._targets(batch.labels, points, lengths)
+        mix = self._draw_mix(len(batch)) if config.mixup else None
+        if mix is not None:
+            share, other = mix
+            targets = share * targets + (1 - share) * targets[other]
+        with self._autocast():
+            logits = self.parallel(points, lengths, mix).float()
+        loss = F.cross_entropy(logits, targets, self.class_weights, reduction="sum")
         # Divided by the drawings, not by their weights, so that ranks and parts add up to the whole batch.
         loss = loss / len(batch)
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss * part).backward()  # type: ignore[no-untyped-call]
         self.sums += score(logits.detach(), batch.labels)
         self._note(self.bad_loss, loss.detach())
+
+    @torch.no_grad()
+    def _targets(self, labels: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+        """Returns what the probabilities are to be, `(B, K)`: labels, smoothed, and what teachers see in the drawings.
+
+        Source: Beyer et al. 2021, "Knowledge distillation: A good teacher is patient and consistent": a teacher is
+        shown the very drawing that is learned, changed and cut as it is.
+        """
+        config, classes = self.config, self.model.head.out_features
+        targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
+        if self.teachers:
+            with self._autocast():
+                beliefs = torch.stack([teacher(points, lengths).float().softmax(1) for teacher in self.teachers])
+            targets = torch.lerp(targets, beliefs.mean(0), config.distillation_weight)
+        return targets
+
+    def _draw_mix(self, drawings: int) -> tuple[Tensor, Tensor]:
+        """Returns a share of its own for each drawing, the larger one, and which other it is mixed with, `(B,)`.
+
+        Either could be its own, since every drawing is in both places once; the larger one lets train_top1 mean more.
+        """
+        alpha = torch.full((), self.config.mixup, device=self.device)
+        share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()  # checks would sync
+        return torch.maximum(share, 1 - share), torch.randperm(drawings, device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _note(self, first_bad: Tensor, value: Tensor) -> None:
         """Keeps the number of the first step whose value is not finite, without a host sync."""

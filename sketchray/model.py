@@ -281,12 +281,14 @@ class StrokeClassifier(nn.Module):
         self.head = nn.Linear(self.pool.channels, num_classes)
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, points: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, points: Tensor, lengths: Tensor, mix: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns `(B, K)` logits.
 
         Args:
             points: `(B, T, 3)` `(dx, dy, pen_up)` in pixels, any number type; what lies past a length is ignored.
             lengths: `(B,)`, 1 at least.
+            mix: for training: a share, and `(B,)` the drawing that each is mixed with; its pooled vector is then that
+                share of its own and the rest of the other's. Source: Verma et al. 2019, "Manifold mixup".
         """
         points = points[:, : self.config.max_points].float()  # (B, T, 3)
         lengths = lengths.clamp(max=self.config.max_points)
@@ -297,5 +299,9 @@ class StrokeClassifier(nn.Module):
         mask = real_points(lengths, x.shape[1])
         for index, rnn in enumerate(self.rnns):
             x = rnn(self.dropout(x) if index else x, lengths, mask)
-        logits: Tensor = self.head(self.dropout(self.pool(x, lengths, mask)))
+        pooled = self.pool(x, lengths, mask)
+        if mix is not None:
+            share, other = mix
+            pooled = share * pooled + (1 - share) * pooled[other]
+        logits: Tensor = self.head(self.dropout(pooled))
         return logits if self.training else logits / self.temperature

@@ -34,6 +34,9 @@ class TrainConfig(BaseModel):
         ema_decay: of the moving average of the weights that is validated and kept; less in the first steps; 0 keeps the
             last weights.
         label_smoothing: share of the target spread over all classes.
+        mixup: parameter of the beta distribution from which a batch's share of mixing is drawn; 0 mixes nothing.
+        distillation_weight: share of the loss that is the cross-entropy with what the teachers believe, where there are
+            any.
         temperature: of the probabilities; 0 chooses the one of the lowest `val_loss`. With `train_split=all` give the
             one that the same recipe got on the train split.
         class_weights: `balanced` weighs each class by the inverse of its share of the drawings.
@@ -73,6 +76,8 @@ class TrainConfig(BaseModel):
     clip_adaptive: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    distillation_weight: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(0.0, ge=0)
     class_weights: Literal["none", "balanced"] = "none"
     patience: int = Field(0, ge=0)

@@ -1,7 +1,7 @@
-"""A run's directory: its name, its configuration, its checkpoints, where it goes on, and where a new one starts from.
+"""A run's directory: its name, its configuration, its checkpoints, and where it goes on.
 
     RUN/config.json             the configuration, written before the run starts
-    RUN/start.json              the checkpoint that it starts from, where it starts from one
+    RUN/start.json              the checkpoints that it starts and learns from, where there are any
     RUN/checkpoint_000000420/   what was learned in 420 steps
     RUN/tensorboard/            logs
 
@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from sketchray import checkpoint as checkpoints
 from sketchray.checkpoint import META, Meta, library_versions
 from sketchray.errors import CheckpointError, RunError
-from sketchray.model import StrokeClassifier
 from sketchray.recipe import TrainConfig
 from sketchray.shards import ShardSet
 from sketchray.storage import absolute, child, open_filesystem
@@ -147,7 +145,13 @@ def stored_config(storage_path: str, name: str) -> TrainConfig | None:
 
 
 def claim_run(
-    config: TrainConfig, storage_path: str, name: str, *, resume: bool, from_checkpoint: str | None = None
+    config: TrainConfig,
+    storage_path: str,
+    name: str,
+    *,
+    resume: bool,
+    from_checkpoint: str | None = None,
+    teachers: Sequence[str] = (),
 ) -> str:
     """Returns the run's directory, new or resumed; what it is started with is stored there.
 
@@ -171,8 +175,8 @@ def claim_run(
     if filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
         raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
     files = {CONFIG: config.model_dump_json(indent=1)}
-    if from_checkpoint is not None:
-        files = {START: json.dumps({"from_checkpoint": from_checkpoint}), **files}
+    if from_checkpoint is not None or teachers:
+        files = {START: json.dumps({"from_checkpoint": from_checkpoint, "teachers": teachers}), **files}
     try:
         checkpoints.write(run, {name: content.encode() for name, content in files.items()})
     except OSError as error:
@@ -182,13 +186,14 @@ def claim_run(
     return run
 
 
-def started_from(run: str) -> str | None:
-    """Returns the checkpoint that a run was started from, if it was."""
+def started_with(run: str) -> tuple[str | None, list[str]]:
+    """Returns the checkpoint that a run starts from, if it does, and its teachers."""
     filesystem, path = open_filesystem(child(run, START))
     if filesystem.get_file_info(path).type != pafs.FileType.File:
-        return None
+        return None, []
     with filesystem.open_input_file(path) as file:
-        return str(json.loads(file.read())["from_checkpoint"])
+        start = json.loads(file.read())
+    return start["from_checkpoint"], start["teachers"]
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
@@ -274,33 +279,3 @@ def make_meta(
         licence=str(shards.manifest.provenance["licence"]),
         versions=library_versions(),
     )
-
-
-def initial_weights(uri: str, config: TrainConfig, classes: Sequence[str]) -> dict[str, Tensor]:
-    """Returns weights to start from, of a checkpoint or a run's best; other classes get a new head.
-
-    The head's rows of classes that both have, by name, are kept; the others are as `config.seed` makes them.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or its architecture is another.
-    """
-    uri = checkpoints.best(absolute(uri))
-    model, meta = checkpoints.load(uri)
-    differing = first_difference(meta.model.model_dump(), config.model.model_dump())
-    if differing:
-        where, theirs, ours = differing
-        raise CheckpointError(
-            f"--from-checkpoint {uri}: its model has {where}={theirs}, not {ours}; leave --model.{where} out"
-        )
-    weights = model.state_dict()
-    if meta.classes == list(classes):
-        return weights
-    torch.manual_seed(config.seed)
-    fresh = StrokeClassifier(config.model, len(classes)).state_dict()
-    index = {name: label for label, name in enumerate(meta.classes)}
-    shared = [label for label, name in enumerate(classes) if name in index]
-    for name in ("head.weight", "head.bias"):
-        fresh[name][shared] = weights[name][[index[classes[label]] for label in shared]]
-        weights[name] = fresh[name]
-    logger.info("starting from %s: %d of %d classes are new to it", uri, len(classes) - len(shared), len(classes))
-    return weights

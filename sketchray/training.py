@@ -21,17 +21,17 @@ from sketchray.errors import Error, RunError, find_error
 from sketchray.feed import EvalFeed, TrainFeed, ray_batches
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
+from sketchray.origins import initial_weights, load_teachers
 from sketchray.recipe import TrainConfig
 from sketchray.runs import (
     Keeper,
     check_data,
     claim_run,
-    initial_weights,
     last_checkpoint,
     make_meta,
     newest,
     raise_if_full,
-    started_from,
+    started_with,
 )
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import absolute, child
@@ -60,6 +60,7 @@ def _worker(loop: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     config, run = TrainConfig.model_validate(loop["config"]), loop["run"]
     shards = open_shards(loop["data"])
+    origin, teachers = started_with(run)
     feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed, rank, world_size)
 
     def wrap(model: nn.Module) -> nn.Module:
@@ -74,8 +75,9 @@ def _worker(loop: dict[str, Any]) -> None:
         rank=rank,
         wrap=wrap,
         class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
+        teachers=load_teachers(teachers, shards.classes),
     )
-    history = _go_on(learner, run, shards.classes)
+    history = _go_on(learner, run, origin, shards.classes)
     first_epoch, skip = divmod(learner.steps, feed.steps)
     keeper = Keeper(run) if rank == 0 else None
 
@@ -98,7 +100,7 @@ def _worker(loop: dict[str, Any]) -> None:
             running = Loop(
                 learner=learner,
                 feed=feed,
-                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip, num_cpus=loop["data_cpus"]),
+                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip),
                 valid=EvalFeed(shards.rows("valid"), config.batch_size, rank, world_size),
                 keep=keep,
                 history=history,
@@ -111,8 +113,10 @@ def _worker(loop: dict[str, Any]) -> None:
         raise
 
 
-def _go_on(learner: Learner, run: str, classes: Sequence[str]) -> list[Metrics]:
+def _go_on(learner: Learner, run: str, origin: str | None, classes: Sequence[str]) -> list[Metrics]:
     """Puts the learner where the run stands, and returns the metrics of the epochs so far. Every rank takes part.
+
+    Without a checkpoint it starts from the weights of `origin`, or random ones.
 
     There is a checkpoint after a failure, and with --resume. Rank 0 chooses it, so that all go on from the same.
     """
@@ -126,7 +130,6 @@ def _go_on(learner: Learner, run: str, classes: Sequence[str]) -> list[Metrics]:
         if learner.rank == 0:
             logger.info("going on after epoch %d, step %d", meta.epoch, meta.step)
         return list(meta.history)
-    origin = started_from(run)
     if origin is not None:
         learner.start_from(initial_weights(origin, learner.config, classes))
     return []
@@ -155,7 +158,6 @@ def make_trainer(
             "data": data,
             "run": child(storage_path, name),
             "checkpoint_every_s": checkpoint_every_s,
-            "data_cpus": 0.5 if isinstance(num_workers, int) else 0.0,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's
@@ -225,6 +227,7 @@ def train(
     num_workers: int | tuple[int, int] = 1,
     use_gpu: bool = False,
     from_checkpoint: str | None = None,
+    teachers: Sequence[str] = (),
     checkpoint_every_s: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -238,11 +241,13 @@ def train(
         use_gpu: one GPU for each worker.
         from_checkpoint: weights to start from, of a checkpoint or a run's best; other classes get a new head. A run
             that is resumed has its own.
+        teachers: checkpoints, or runs (the best of each), whose mean probabilities are part of what is learned; of the
+            same classes, of any architecture. A run that is resumed has its own.
         checkpoint_every_s: seconds between two checkpoints in the middle of an epoch; 0 keeps those of epochs only.
         resume: go on with the run of this name.
 
     Raises:
-        CheckpointError: `from_checkpoint` is none, or of another architecture.
+        CheckpointError: `from_checkpoint` is none, or of another architecture, or a teacher of other classes.
         DataError: the data set cannot be used.
         RunError: the name is in use, the cluster is too small, or training had to stop.
     """
@@ -254,12 +259,15 @@ def train(
     if from_checkpoint is not None and not resume:
         from_checkpoint = checkpoints.best(absolute(from_checkpoint))
         initial_weights(from_checkpoint, config, shards.classes)  # checks that it fits
+    if not resume:
+        teachers = [checkpoints.best(absolute(uri)) for uri in teachers]
+        load_teachers(teachers, shards.classes)  # checks that they fit
     cluster = connect()
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
     cpus_per_worker(cluster, least, use_gpu=use_gpu)
     cpus = cpus_per_worker(cluster, most if most <= cluster.cpus else least)
     check_sizes(shards, config, least, most)
-    run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint)
+    run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint, teachers=list(teachers))
     if resume:
         check_data(run, shards)
     tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)

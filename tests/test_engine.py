@@ -1,5 +1,6 @@
 """The learner: its step, its schedule, its sums."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,78 @@ def test_bfloat16_starts_where_float32_does_learns_too_and_keeps_float32_weights
     assert losses["float32"][0] != losses["bfloat16"][0]
     assert losses["bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.01)  # 8 bits of fraction
     assert losses["bfloat16"][-1] < 0.1 * losses["bfloat16"][0]
+
+
+def test_teachers_alone_are_learned_and_stay_as_they_are() -> None:
+    batch = make_batch()
+    torch.manual_seed(5)
+    teachers = [StrokeClassifier(PLAIN.model, 4) for _ in range(2)]
+    with torch.no_grad():
+        for teacher in teachers:
+            teacher.head.weight.mul_(20)  # so that they believe something
+    before = [{name: tensor.clone() for name, tensor in teacher.state_dict().items()} for teacher in teachers]
+    config = PLAIN.model_copy(update={"distillation_weight": 1.0, "lr": 0.02, "schedule": "constant"})
+    mixed = batch.labels[torch.randperm(len(batch), generator=torch.Generator().manual_seed(1))]
+    learners = [Learner(config, 4, total_steps=60, teachers=teachers) for _ in range(2)]
+    for learner, labels in zip(learners, (batch.labels, mixed), strict=True):
+        for _ in range(60):
+            learner.step(Batch(batch.values, batch.offsets, labels))
+    with torch.no_grad():
+        beliefs = sum(teacher(*pad_all(batch)).softmax(1) for teacher in teachers) / 2
+        learned = learners[0].kept.eval()(*pad_all(batch)).softmax(1)
+    assert float((learned - beliefs).abs().mean()) < 0.05  # of probabilities whose mean is 0.25
+    assert float((beliefs - 0.25).abs().mean()) > 0.1
+    for name, tensor in learners[0].kept.state_dict().items():
+        assert torch.equal(tensor, learners[1].kept.state_dict()[name])  # no label mattered
+    for teacher, known in zip(teachers, before, strict=True):
+        assert not teacher.training
+        assert all(torch.equal(tensor, known[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_labels_and_teachers_share_the_loss_as_the_weight_says() -> None:
+    batch = make_batch()
+    torch.manual_seed(6)
+    teacher = StrokeClassifier(PLAIN.model, 4)
+    gradients = {}
+    for weight in (0.0, 0.3, 1.0):
+        learner = Learner(
+            SGD.model_copy(update={"distillation_weight": weight, "clip_norm": 0.0}),
+            4,
+            total_steps=1,
+            teachers=[teacher],
+        )
+        learner.step(batch)
+        gradients[weight] = learner.model.head.weight.grad
+    assert gradients[0.0] is not None
+    # Float32 sums in another order.
+    torch.testing.assert_close(gradients[0.3], 0.7 * gradients[0.0] + 0.3 * gradients[1.0], rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_drawings_are_learned_with_mixed_labels() -> None:
+    batch = make_batch()
+    config = SGD.model_copy(update={"mixup": 4.0, "label_smoothing": 0.1, "clip_norm": 0.0})
+    learner = Learner(config, 4, total_steps=1)
+    before = copy.deepcopy(learner.model).train()
+    torch.manual_seed(0)  # as the first step does
+    share = torch.distributions.Beta(torch.tensor(4.0), torch.tensor(4.0)).sample()
+    share = torch.maximum(share, 1 - share)
+    other = torch.randperm(len(batch))
+    assert 0.5 < float(share) < 0.9
+    learner.step(batch)
+    logits = before(*pad_all(batch))
+    logits = share * logits + (1 - share) * logits[other]  # the head is linear, and nothing is dropped
+    loss = sum(
+        part * nn.functional.cross_entropy(logits, batch.labels[which], label_smoothing=0.1)
+        for part, which in ((share, torch.arange(len(batch))), (1 - share, other))
+    )
+    loss.backward()
+    assert before.head.weight.grad is not None
+    assert before.convs[0].conv.weight.grad is not None
+    for ours, expected in (
+        (learner.model.head.weight.grad, before.head.weight.grad),
+        (learner.model.convs[0].conv.weight.grad, before.convs[0].conv.weight.grad),
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)  # float32 sums in another order
 
 
 def test_calibration_finds_the_temperature_of_the_lowest_loss_and_changes_no_guess() -> None:

@@ -291,7 +291,8 @@ def test_fine_tuning_onto_other_classes_with_every_option(run: str, cluster: str
     assert result["metrics"]["val_top1"] == max(scores)
 
 
-def test_a_run_on_s3_goes_on_where_its_last_whole_checkpoint_is(cluster: str, doodle_shards: str) -> None:
+def test_a_run_on_s3_goes_on_where_its_last_whole_checkpoint_is(run: str, cluster: str, doodle_shards: str) -> None:
+    """It learns from a teacher alone, and is the same again after it was resumed."""
     import boto3
     import httpx
     from moto.server import ThreadedMotoServer
@@ -308,12 +309,14 @@ def test_a_run_on_s3_goes_on_where_its_last_whole_checkpoint_is(cluster: str, do
         "storage_path": f"s3://key:secret@runs/all?endpoint_override={address}&scheme=http",
         "name": "cloud",
     }
-    first = train(TINY, **places, checkpoint_every_s=OFTEN_S)
+    config = TINY.model_copy(update={"distillation_weight": 1.0})
+    first = train(config, **places, teachers=[run], checkpoint_every_s=OFTEN_S)
+    assert first["metrics"]["val_top1"] > 0.5
     weights = checkpoints.load(first["checkpoint"])[0].state_dict()
     objects = client.list_objects_v2(Bucket="runs")["Contents"]
     names_kept = sorted({entry["Key"].split("/")[2] for entry in objects if "/checkpoint_" in entry["Key"]})
     client.delete_object(Bucket="runs", Key=f"all/cloud/{names_kept[-1]}/meta.json")
-    again = train(TINY, **places, resume=True)
+    again = train(config, **places, resume=True)
     assert again["metrics"] == first["metrics"]
     assert_equal(checkpoints.load(again["checkpoint"])[0].state_dict(), weights)
     server.stop()

@@ -16,7 +16,7 @@ LAYERS = (
     {"formats", "shards", "checkpoint", "engine"},
     {"parts", "census", "feed", "outcomes"},
     {"sources", "card", "logbook", "runs", "mistakes"},
-    {"loop"},
+    {"loop", "origins"},
     {"ingest", "predictor", "report"},
     {"training", "evaluation", "service"},
     {"tuning", "command", "demo"},

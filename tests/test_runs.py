@@ -1,9 +1,7 @@
-"""A run's directory: claimed once, its checkpoints kept or passed over, and where a run starts from. No Ray."""
+"""A run's directory: claimed once, its checkpoints kept or passed over. No Ray."""
 
 import json
-import logging
 import resource
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from conftest import TINY
 from sketchray import checkpoint as checkpoints
 from sketchray.errors import CheckpointError, RunError
 from sketchray.model import StrokeClassifier
-from sketchray.runs import Keeper, check_data, claim_run, initial_weights, last_checkpoint, newest, started_from
+from sketchray.runs import Keeper, check_data, claim_run, last_checkpoint, newest, started_with
 
 CLASSES = ["ant", "bat", "cat"]
 DATA: dict[str, Any] = {"source": "generated", "splits": {"train": 8, "valid": 2, "test": 2}}
@@ -258,11 +256,14 @@ def test_a_place_that_cannot_be_written_is_named_and_left_as_it_was(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_run_remembers_what_it_was_started_from(tmp_path: Path) -> None:
+def test_a_run_remembers_what_it_was_started_with(tmp_path: Path) -> None:
     first = claim_run(TINY, str(tmp_path), "first", resume=False)
-    assert started_from(first) is None
-    second = claim_run(TINY, str(tmp_path), "second", resume=False, from_checkpoint="/runs/first/checkpoint_000000010")
-    assert started_from(second) == "/runs/first/checkpoint_000000010"
+    assert started_with(first) == (None, [])
+    origin, teachers = "/runs/first/checkpoint_000000010", ["/runs/a/checkpoint_000000010", "s3://b/checkpoint"]
+    second = claim_run(TINY, str(tmp_path), "second", resume=False, from_checkpoint=origin, teachers=teachers)
+    assert started_with(second) == (origin, teachers)
+    third = claim_run(TINY, str(tmp_path), "third", resume=False, teachers=teachers)
+    assert started_with(third) == (None, teachers)
 
 
 def test_a_run_goes_on_with_its_own_drawings_only(run: Path) -> None:
@@ -277,36 +278,6 @@ def test_a_run_goes_on_with_its_own_drawings_only(run: Path) -> None:
         check_data(str(run), shards(CLASSES, 9))
     with pytest.raises(RunError, match="was made of other drawings"):
         check_data(str(run), shards(["ant", "bat", "dog"], 8))
-
-
-def test_classes_that_both_have_keep_their_rows_of_the_head(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    torch.manual_seed(10)
-    source = StrokeClassifier(TINY.model, len(CLASSES)).state_dict()
-    torch.manual_seed(TINY.seed)
-    fresh = StrokeClassifier(TINY.model, 4).state_dict()
-    weights = initial_weights(str(run), TINY, ["cat", "dog", "ant", "eel"])  # of the run's best, step 10
-    for part in ("head.weight", "head.bias"):
-        assert torch.equal(weights[part][0], source[part][2])
-        assert torch.equal(weights[part][2], source[part][0])
-        assert torch.equal(weights[part][[1, 3]], fresh[part][[1, 3]])
-    body = [key for key in source if not key.startswith("head.")]
-    assert all(torch.equal(weights[key], source[key]) for key in body)
-    assert caplog.messages == [f"starting from {run}/{name(10)}: 2 of 4 classes are new to it"]
-    same = initial_weights(str(run), TINY, CLASSES)
-    assert all(torch.equal(same[key], source[key]) for key in source)
-
-
-def test_fine_tuning_needs_a_checkpoint_of_the_same_architecture(run: Path, tmp_path: Path) -> None:
-    other = TINY.model_copy(update={"model": TINY.model.model_copy(update={"rnn_size": 64})})
-    with pytest.raises(CheckpointError, match=r"its model has rnn_size=32, not 64; leave --model\.rnn_size out"):
-        initial_weights(str(run), other, CLASSES)
-    with pytest.raises(CheckpointError, match="no such directory"):
-        initial_weights(str(tmp_path / "nothing"), TINY, CLASSES)
-    for step in (10, 20):
-        shutil.rmtree(run / name(step))
-    with pytest.raises(CheckpointError, match="a run that has finished an epoch"):
-        initial_weights(str(run), TINY, CLASSES)
 
 
 def test_a_checkpoint_whose_metrics_are_not_finite_can_be_read(tmp_path: Path) -> None:
