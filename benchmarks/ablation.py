@@ -1,4 +1,4 @@
-"""What carries the accuracy: the recipe `base`, changed in one thing at a time, at the same budget.
+"""What carries the accuracy: the recipe `base` in bfloat16, changed in one thing at a time, at the same budget.
 
     python benchmarks/ablation.py --data DIR --out docs/ablation.jsonl            # trains what is not there yet
     python benchmarks/ablation.py --data DIR --out docs/ablation.jsonl --plot docs/ablation.png
@@ -72,17 +72,20 @@ ROWS: dict[str, dict[str, Any]] = {
     "batch norm": model(conv_norm="batch"),
     "no norm": model(conv_norm="none"),
     "no dropout": model(dropout=0.0),
+    "dropout 0.3": model(dropout=0.3),
     "no augmentation": {"augment": dict.fromkeys(AugmentConfig.model_fields, 0.0)},
     **{f"no {name.replace('_', ' ')}": augmentation(**{name: 0.0}) for name in AugmentConfig.model_fields},
     "prefix 0.5": augmentation(prefix=0.5),
+    "augmentation of `student`": {"augment": RECIPES["student"].augment.model_dump()},
     "no label smoothing": {"label_smoothing": 0.0},
     "no moving average": {"ema_decay": 0.0},
     "batch 128": {"batch_size": 128},
     "batch 512": {"batch_size": 512},
     "lr 1e-3": {"lr": 1e-3},
     "lr 6e-3": {"lr": 6e-3},
+    "no mixup": {"mixup": 0.0},
     "no weight decay": {"weight_decay": 0.0},
-    "weight decay 0.1": {"weight_decay": 0.1},
+    "weight decay 0.02": {"weight_decay": 0.02},
     "cosine, warm-up 5 %": {"schedule": "cosine", "warmup": 0.05},
     "constant rate": {"schedule": "constant"},
     "no clipping": {"clip_norm": 0.0},
@@ -117,7 +120,7 @@ class Arguments:
 def configure(name: str, num_epochs: int, seed: int) -> TrainConfig:
     """Returns the configuration of a row."""
     merged = RECIPES["base"].model_dump()
-    for key, value in {**ROWS[name], "num_epochs": num_epochs, "seed": seed}.items():
+    for key, value in {"precision": "bfloat16", **ROWS[name], "num_epochs": num_epochs, "seed": seed}.items():
         merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
     return TrainConfig.model_validate(merged)
 

@@ -34,7 +34,7 @@ class Arguments:
     name: str
     num_workers: command.NumWorkers = 1
     use_gpu: bool = False
-    preset: Literal["base", "conv1d", "gru", "homl", "seed", "tutorial"] = "base"
+    preset: Literal["base", "conv1d", "gru", "homl", "seed", "student", "tutorial"] = "base"
     config: str | None = None
     from_checkpoint: str | None = None
     teachers: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ class ModelConfig(BaseModel):
     rnn_size: int = Field(256, ge=1)
     bidirectional: bool = True
     pooling: tuple[Pooling, ...] = ("attention", "mean", "max")
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.4, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
