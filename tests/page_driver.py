@@ -1,6 +1,5 @@
 """Draws on the page as a hand does, and waits for what the page says."""
 
-
 from playwright.sync_api import Page, expect
 
 from sketchray import doodles

@@ -159,7 +159,7 @@ def test_bars_glide_unless_motion_is_unwelcome(open_page: Callable[..., Page]) -
     })"""
     for calm in (False, True):
         page = open_page(calm=calm)
-        page.evaluate(f"window.watched = ({lengths})()")
+        page.evaluate(f"() => {{ window.watched = ({lengths})(); }}")
         Nib(page).draw([[[0, 255, 255, 0, 0], [0, 0, 255, 255, 0]]])
         wait_for_answer(page)
         seen = page.evaluate("watched")
