@@ -1,4 +1,4 @@
-# Everything runs from .venv; nothing else is needed but Python 3.11 or newer.
+# Everything runs from .venv; nothing else is needed but Python 3.11 or newer, and Chromium for the tests of the page.
 PYTHON ?= python3
 # Directory of simplified ndjson files that `make bench` measures on.
 DATA ?= ../shared/data/quickdraw/simplified

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -18,6 +20,12 @@ from sketchray.recipe import TrainConfig
 from sketchray.sources import open_source
 from sketchray.strokes import to_record
 from sketchray.training import train
+
+if TYPE_CHECKING:
+    from page_server import PageServer
+    from playwright.sync_api import Browser, Page
+
+    from sketchray.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 # `make test` tries the same examples each time, and no slow machine fails it; `--hypothesis-profile long` tries others.
@@ -56,6 +64,91 @@ def real_records(per_class: int, classes: int = 1) -> list[dict[str, Any]]:
         ]
     files = sorted((directory / "simplified").glob("*.ndjson"))[:classes]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()[:per_class]]
+
+
+@contextmanager
+def chromium() -> "Iterator[Browser]":
+    """Opens the machine's Chromium, without a window.
+
+    No longer than for one file: while it is open, its thread has an asyncio loop, and nothing else may start one there.
+    """
+    from playwright.sync_api import expect, sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        remedy = "no Chromium on PATH; `apt-get install chromium`"
+        pytest.fail(remedy) if os.environ.get("CI") else pytest.skip(remedy)
+    expect.set_options(timeout=30_000)  # for a busy machine; what is there is seen at once
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> "Predictor":
+    """The model that comes with the project."""
+    from sketchray.predictor import Predictor
+
+    return Predictor.load(str(ROOT / "models" / "quickdraw-345"))
+
+
+@pytest.fixture(scope="module")
+def running(predictor: "Predictor") -> "Iterator[PageServer]":
+    """The page's server, for a file of tests."""
+    from page_driver import KNOWN
+    from page_server import PageServer
+
+    with PageServer(predictor, KNOWN) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: "PageServer") -> "PageServer":
+    """The page's server, without trouble."""
+    running.reset()
+    return running
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium, for a file of tests."""
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_page(browser: "Browser", server: "PageServer") -> "Iterator[Callable[..., Page]]":
+    """Opens the page in a context of its own; in the end, nothing came from elsewhere and no console has errors."""
+    from page_driver import DESKTOP
+    from playwright.sync_api import expect
+
+    contexts = []
+    faults: list[str] = []
+
+    def note(text: str) -> None:
+        if not text.startswith("Failed to load resource"):  # what a server in trouble answers; the page says so itself
+            faults.append(text)
+
+    def open_one(*, known: bool = True, calm: bool = False, clock: bool = False, **options: Any) -> "Page":
+        options = {"viewport": DESKTOP, "reduced_motion": "reduce" if calm else "no-preference", **options}
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: note(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: note(str(error)))
+        page.on("request", lambda asked: None if asked.url.startswith(server.url) else note(f"asked {asked.url}"))
+        if clock:
+            page.clock.install()
+        page.goto(server.url)
+        if known:
+            expect(page.locator("#model")).to_contain_text(server.predictor.version)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []
 
 
 @pytest.fixture(scope="session")

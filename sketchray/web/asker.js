@@ -9,6 +9,7 @@ export class Asker {
   #ask;
   #onAnswer;
   #onTrouble;
+  #onBusy;
   #waiting = null; // the latest drawing not yet sent
   #answered = ""; // what the last answer was about, to not ask twice
   #flight = null; // AbortController of the request under way
@@ -22,16 +23,19 @@ export class Asker {
    * @param ask `(drawing, signal) -> Promise<answer>`
    * @param onAnswer called with each answer that is still about the drawing on the page
    * @param onTrouble called with an ApiError and the seconds until the next try (null: none is planned)
+   * @param onBusy called with true while what was answered last is not about the drawing on the page, then with false
    */
-  constructor({ ask, onAnswer, onTrouble }) {
+  constructor({ ask, onAnswer, onTrouble, onBusy }) {
     this.#ask = ask;
     this.#onAnswer = onAnswer;
     this.#onTrouble = onTrouble;
+    this.#onBusy = onBusy;
   }
 
   /** Asks about a simplified drawing; `now` skips the gap (a stroke has just ended), never a wait that the server set. */
   about(drawing, { now = false } = {}) {
     this.#waiting = drawing;
+    this.#onBusy(true);
     if (now && this.#failures === 0) this.#notBefore = 0;
     this.#pump();
   }
@@ -74,6 +78,7 @@ export class Asker {
     if (this.#flight) return;
     if (this.#waiting && JSON.stringify(this.#waiting) === this.#answered) this.#waiting = null;
     if (!this.#waiting) {
+      this.#onBusy(false);
       this.#settled.splice(0).forEach((resolve) => resolve());
       return;
     }

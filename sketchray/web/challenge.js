@@ -94,8 +94,8 @@ export class Challenge {
   #consolation() {
     if (!this.#guesses?.length) return "Time’s up, and I saw nothing.";
     const place = this.#guesses.findIndex(({ label }) => label === this.#word);
-    const seen = `Time’s up. I saw ${withArticle(this.#guesses[0].label)}`;
-    return place > 0 ? `${seen}; yours was my guess no. ${place + 1}.` : `${seen}.`;
+    if (place > 0) return `Time’s up. My guess no. ${place + 1} was ${withArticle(this.#word)}.`;
+    return `Time’s up. I saw ${withArticle(this.#guesses[0].label)}.`;
   }
 
   #tell(change) {

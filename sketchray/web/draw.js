@@ -24,6 +24,7 @@ const asker = new Asker({
   ask: (drawing, signal) => classify(drawing, TOP_K, signal),
   onAnswer: answered,
   onTrouble: trouble,
+  onBusy: (busy) => $("guesses").setAttribute("aria-busy", String(busy)),
 });
 const notice = new Notice({ onKey: useKey, onRetry: retry, speak });
 const challenge = new Challenge({ settled: (limitMs) => asker.settled(limitMs), show: showChallenge });
@@ -64,6 +65,7 @@ function paperChanged(what) {
 
 /** Names a few classes to try: nobody can guess what a model knows. */
 function invitation() {
+  if (challenge.state === "ready") return "Ready when you are.";
   if (card.classes.length < 3 || challenge.state === "running") return "Show me what you’ve got.";
   const [one, two, three] = shuffled(card.classes).map(withArticle);
   return `Try ${one}, ${two} or ${three}.`;
@@ -159,6 +161,7 @@ function showChallenge({ state, word, left, won, text, score }) {
   const [plain, strong] = line;
   const parts = strong ? [plain, Object.assign(document.createElement("strong"), { textContent: strong })] : [plain];
   if (state !== before || state === "ready") $("prompt-text").replaceChildren(...parts);
+  if (state !== before && (state === "ready" || state === "off") && surface.strokes.length === 0) headline(invitation(), "idle");
   if (state === "ready") speak(`Draw ${thing} in ${ROUND_S} seconds. Press Go, or just start.`);
   if (state === "over") {
     speak(text);
