@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,13 +11,14 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
 
-from sketchray import service
 from sketchray.demo import free_port
 from sketchray.predictor import Predictor
+from sketchray.service import WEB, Settings
+from sketchray.service.guard import Guard
+from sketchray.service.keys import Keyring
 from sketchray.strokes import from_record
-
-WEB = Path(service.__file__).parent / "web"
 
 
 class PageServer:
@@ -48,7 +48,8 @@ class PageServer:
         self.under_way = self.most_at_once = 0
 
     def _make_app(self) -> FastAPI:
-        app = FastAPI(middleware=service.app.user_middleware)  # the real headers, among them the page's policy
+        guard = Middleware(Guard, settings=Settings(checkpoint="none"), keyring=Keyring())
+        app = FastAPI(middleware=[guard])  # the real headers, among them the page's policy
         app.mount("/web", StaticFiles(directory=WEB))
 
         @app.get("/")

@@ -5,7 +5,7 @@
 // that reproduce a published record exactly.
 
 const BOX = 255;
-const SPACING = 1;
+const FIXED = 2 ** 40; // parts of a pixel in which lengths along a stroke are counted
 const EPSILON = 2;
 
 /**
@@ -20,7 +20,7 @@ export function simplify(strokes) {
   return drawn.map((stroke) => {
     const scaled = stroke.map(([x, y]) => [(x - left) * scale, (y - top) * scale]);
     const kept = reduce(resample(scaled));
-    return [kept.map(([x]) => Math.round(x)), kept.map(([, y]) => Math.round(y))];
+    return [kept.map(([x]) => rint(x)), kept.map(([, y]) => rint(y))];
   });
 }
 
@@ -40,27 +40,33 @@ function bounds(strokes) {
   return { left, top, extent: Math.max(right - left, bottom - top) };
 }
 
-/** Returns points `SPACING` apart along the polyline, and its last point. */
+/** Returns points 1 apart along the polyline, and its last point. */
 function resample(points) {
-  const spaced = [points[0]];
-  let [x, y] = points[0];
-  let travelled = 0; // since the last point kept
-  for (const [nextX, nextY] of points) {
-    let length = Math.hypot(nextX - x, nextY - y);
-    while (travelled + length >= SPACING) {
-      const part = (SPACING - travelled) / length;
-      x += part * (nextX - x);
-      y += part * (nextY - y);
-      spaced.push([x, y]);
-      travelled = 0;
-      length = Math.hypot(nextX - x, nextY - y);
-    }
-    travelled += length;
-    [x, y] = [nextX, nextY];
+  const last = points.length - 1;
+  // Sums in fixed point, as in sketchray/strokes.py: where two points lie equally far, the last bit decides which stays.
+  const reached = [0];
+  for (let i = 1; i <= last; i++) {
+    const length = Math.hypot(points[i][0] - points[i - 1][0], points[i][1] - points[i - 1][1]);
+    reached.push(reached[i - 1] + rint(length * FIXED));
   }
-  // A dot becomes the same point twice: that is how the data set writes one.
-  if (travelled > 0 || spaced.length === 1) spaced.push([x, y]);
+  const steps = Math.max(Math.ceil(reached[last] / FIXED), 1); // a dot becomes the same point twice, as in the data set
+  const spaced = [];
+  let segment = 0;
+  for (let step = 0; step <= steps; step++) {
+    while (segment < last - 1 && reached[segment + 1] <= step * FIXED) segment += 1;
+    const [x, y] = points[segment];
+    const [nextX, nextY] = points[Math.min(segment + 1, last)];
+    const length = reached[Math.min(segment + 1, last)] - reached[segment];
+    const share = length > 0 ? (Math.min(step * FIXED, reached[last]) - reached[segment]) / length : 0;
+    spaced.push([x + share * (nextX - x), y + share * (nextY - y)]);
+  }
   return spaced;
+}
+
+/** Returns the nearest whole number; of two equally near ones the even one, as NumPy does. */
+function rint(value) {
+  const rounded = Math.round(value);
+  return rounded - value === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
 }
 
 /** Ramer-Douglas-Peucker. A stack instead of recursion: a long scribble must not exhaust the call stack. */
