@@ -24,7 +24,8 @@ import tyro
 from sketchray.augment import AugmentConfig, augment
 from sketchray.batch import pad
 from sketchray.engine import Learner, new_sums, score, to_metrics
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.recipe import RECIPES, TrainConfig
 from sketchray.shards import ShardSet, open_shards
 

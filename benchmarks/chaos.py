@@ -30,8 +30,9 @@ from sketchray import checkpoint as checkpoints
 from sketchray.cluster import quiet_ray
 from sketchray.demo import free_port
 from sketchray.engine import Learner
-from sketchray.feed import TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.loop import gather_own
+from sketchray.order import TrainFeed
 from sketchray.recipe import RECIPES
 from sketchray.runs import Keeper, make_meta
 from sketchray.shards import open_shards

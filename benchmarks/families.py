@@ -20,8 +20,9 @@ import tyro
 from sketchray import checkpoint as checkpoints
 from sketchray.batch import Batch, pad
 from sketchray.engine import Learner, score, to_metrics
-from sketchray.feed import SLICES, EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.model import StrokeClassifier
+from sketchray.order import SLICES, EvalFeed, TrainFeed
 from sketchray.recipe import TrainConfig
 from sketchray.shards import open_shards
 

@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from sketchray.batch import Batch, pad
 from sketchray.engine import Learner
-from sketchray.feed import TrainFeed, batches
+from sketchray.feed import batches
+from sketchray.order import TrainFeed
 from sketchray.recipe import RECIPES
 from sketchray.shards import ShardSet, open_shards
 

@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sketchray.batch import Batch
 from sketchray.engine import Learner
-from sketchray.feed import TrainFeed, batches
+from sketchray.feed import batches
+from sketchray.order import TrainFeed
 from sketchray.recipe import RECIPES
 from sketchray.shards import open_shards
 

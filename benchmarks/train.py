@@ -35,7 +35,8 @@ import tyro
 from train_peers import Epoch, Keras, run_command
 
 from sketchray.engine import Learner
-from sketchray.feed import SLICES, TrainFeed, batches
+from sketchray.feed import batches
+from sketchray.order import SLICES, TrainFeed
 from sketchray.recipe import RECIPES
 from sketchray.shards import ShardSet, open_shards
 

@@ -21,7 +21,8 @@ from sketchray.cluster import Cluster, connect
 from sketchray.columns import from_column
 from sketchray.engine import SUMS, new_sums, score, to_metrics
 from sketchray.errors import CheckpointError, DataError
-from sketchray.feed import EvalFeed, collate, windows_of
+from sketchray.feed import collate
+from sketchray.order import EvalFeed, windows_of
 from sketchray.outcomes import OUTCOME, Evaluation, Outcomes, Tally
 from sketchray.predictor import Predictor
 from sketchray.shards import Rows, open_shards

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sketchray.batch import pad
-from sketchray.feed import EvalFeed, collate
+from sketchray.feed import collate
 from sketchray.model import StrokeClassifier
+from sketchray.order import EvalFeed
 from sketchray.storage import child, open_filesystem
 from sketchray.strokes import to_strokes
 

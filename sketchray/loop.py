@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sketchray.batch import Batch
 from sketchray.engine import SUMS, TEMPERATURES, Learner, to_metrics
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.logbook import Logbook
+from sketchray.order import EvalFeed, TrainFeed
 
 CHECK_EVERY = 20  # steps between two looks at whether the loss is finite and a checkpoint is due
 PROGRESS_S = 5.0  # seconds between two progress lines

@@ -18,9 +18,10 @@ from sketchray import checkpoint as checkpoints
 from sketchray.cluster import DATA_CPUS, connect, cpus_per_worker, quiet_ray, tell_if_busy
 from sketchray.engine import Learner
 from sketchray.errors import Error, RunError, find_error
-from sketchray.feed import EvalFeed, TrainFeed, ray_batches
+from sketchray.feed import ray_batches
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.origins import initial_weights, load_teachers
 from sketchray.recipe import TrainConfig
 from sketchray.runs import (

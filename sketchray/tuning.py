@@ -17,9 +17,10 @@ from sketchray.augment import AugmentConfig
 from sketchray.cluster import connect, cpus_per_worker, quiet_ray
 from sketchray.engine import Learner
 from sketchray.errors import RunError
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.loop import METRIC, Loop, Metrics
 from sketchray.model import ModelConfig
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.recipe import TrainConfig
 from sketchray.runs import make_meta
 from sketchray.shards import open_shards

@@ -15,8 +15,8 @@ from sketchray.checkpoint import Meta, save
 from sketchray.columns import from_column, to_column
 from sketchray.engine import SUMS
 from sketchray.evaluation import PREFIXES, _Scorer, evaluate
-from sketchray.feed import EvalFeed
 from sketchray.model import ModelConfig, StrokeClassifier
+from sketchray.order import EvalFeed
 from sketchray.outcomes import OUTCOME, Tally, read_rows
 from sketchray.predictor import Predictor, softmax
 from sketchray.shards import SPLITS, File, Manifest, RowGroup, ShardSet, make_schema, open_shards
@@ -108,7 +108,7 @@ def checkpoint(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> st
 def test_an_outcome_is_the_models_answer_to_that_row(
     monkeypatch: pytest.MonkeyPatch, shards: ShardSet, checkpoint: str, window: int
 ) -> None:
-    monkeypatch.setattr("sketchray.feed.EVAL_ROWS", window)
+    monkeypatch.setattr("sketchray.order.EVAL_ROWS", window)
     rows = shards.rows("test")
     feed = EvalFeed(rows, 16)
     part = _Scorer(checkpoint, feed, shards.classes, 1)(pa.table({"id": range(feed.windows)}))
@@ -135,7 +135,7 @@ def test_an_outcome_is_the_models_answer_to_that_row(
 def test_the_number_of_actors_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, shards: ShardSet, checkpoint: str
 ) -> None:
-    monkeypatch.setattr("sketchray.feed.EVAL_ROWS", 20)
+    monkeypatch.setattr("sketchray.order.EVAL_ROWS", 20)
     feed = EvalFeed(shards.rows("test"), 16)
     one, *two = [_Scorer(checkpoint, feed, shards.classes, 1) for _ in range(3)]
     sums, tally = add_up([one(pa.table({"id": range(feed.windows)}))], 6)

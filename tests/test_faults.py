@@ -166,8 +166,9 @@ def poisoned(rank: int, world_size: int, port: int, shards: str, said: "multipro
     import torch.distributed as dist
 
     from sketchray.engine import Learner
-    from sketchray.feed import EvalFeed, TrainFeed, batches
+    from sketchray.feed import batches
     from sketchray.loop import Loop
+    from sketchray.order import EvalFeed, TrainFeed
 
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     opened = open_shards(shards)

@@ -10,7 +10,8 @@ import pytest
 from sketchray.batch import Batch
 from sketchray.columns import to_column
 from sketchray.errors import DataError
-from sketchray.feed import EvalFeed, TrainFeed, batches, ray_batches
+from sketchray.feed import batches, ray_batches
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.shards import RowGroup, Rows
 
 

@@ -14,7 +14,8 @@ LAYERS = (
     {"augment", "model", "doodles", "sketch_rnn", "cluster", "clipping", "charts"},
     {"recipe"},
     {"formats", "shards", "checkpoint", "engine"},
-    {"parts", "census", "feed", "outcomes"},
+    {"parts", "census", "order", "outcomes"},
+    {"feed"},
     {"sources", "card", "logbook", "runs", "mistakes"},
     {"loop", "origins"},
     {"ingest", "predictor", "report"},
@@ -86,8 +87,9 @@ def test_engine_feed_and_predictor_need_no_ray() -> None:
     assert not loaded & {"ray", "optuna", "tyro", "matplotlib", "tensorboard", "tensorflow_datasets", "fastapi"}
 
 
-def test_reading_sources_needs_no_torch() -> None:
-    loaded = loaded_by("import sketchray.ingest, sketchray.sources, sketchray.shards")  # by each of many tasks
+def test_reading_needs_no_torch() -> None:
+    # What each of many tasks imports, of ingest and of training.
+    loaded = loaded_by("import sketchray.ingest, sketchray.sources, sketchray.order")
     assert "pyarrow" in loaded
     assert not loaded & {"torch", "ray", "tyro", "matplotlib", "tensorflow_datasets", "s3fs", "gcsfs"}
 

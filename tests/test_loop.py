@@ -9,9 +9,10 @@ from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sketchray.engine import Learner
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, out_of_patience
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.recipe import TrainConfig
 from sketchray.shards import ShardSet, open_shards
 

@@ -20,8 +20,9 @@ from sketchray.batch import Batch
 from sketchray.cluster import Cluster, cpus_per_worker, tell_if_busy
 from sketchray.engine import Learner
 from sketchray.errors import DataError, RunError
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.loop import Loop, Metrics, gather_own, take_own
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.runs import make_meta
 from sketchray.shards import open_shards
 from sketchray.training import train
