@@ -18,8 +18,9 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/python -m sketchray.demo
 
+# In two processes: the tests that share the Ray cluster, and all others.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

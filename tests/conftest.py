@@ -47,6 +47,13 @@ def find_quickdraw() -> Path | None:
     return directory if directory.is_dir() else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups the tests for two processes: what needs the Ray cluster stays together, all else goes by file."""
+    for item in items:
+        on_ray = "cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_ray else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def quickdraw_dir() -> Path | None:
     """The directory of real drawings, if it is there."""
