@@ -47,6 +47,7 @@ def find_quickdraw() -> Path | None:
     return directory if directory.is_dir() else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups the tests for two processes: what needs the Ray cluster stays together, all else goes by file."""
     for item in items:
