@@ -22,7 +22,7 @@ class Arguments:
 
 def call(arguments: Arguments) -> dict[str, object]:
     """Exports."""
-    from sketchray.predictor import export
+    from sketchray.exported import export
 
     return export(arguments.checkpoint, arguments.out)
 

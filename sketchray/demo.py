@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sketchray.cluster import quiet_ray
+from sketchray.haproxy import ENVIRONMENT
 from sketchray.strokes import Int16Array, to_record, to_strokes
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def free_port() -> int:
 
 def isolate_serve() -> None:
     """Lets the Serve of a cluster that this process starts next run beside others on the machine, and stop at once."""
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"  # as serve_config.yaml has it
+    os.environ.update(ENVIRONMENT)  # as serve_config.yaml has it
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"  # nobody else is asking when it stops
     for name in ("HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP"):
         os.environ[f"RAY_SERVE_{name}_PORT"] = str(free_port())

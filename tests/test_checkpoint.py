@@ -6,7 +6,6 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -15,7 +14,7 @@ from sketchray import doodles
 from sketchray.checkpoint import Meta, best, find, library_versions, load, load_state, read_meta, save
 from sketchray.errors import CheckpointError, Error
 from sketchray.model import ModelConfig, StrokeClassifier
-from sketchray.predictor import Predictor, export
+from sketchray.predictor import Predictor
 from sketchray.storage import child, open_filesystem
 
 DRAWINGS = [doodles.draw(name, 0) for name in doodles.CLASSES]
@@ -204,33 +203,3 @@ def test_the_version_changes_with_the_weights(tmp_path: Path) -> None:
     versions = {Predictor.load(str(write(tmp_path / str(seed), seed=seed))).version for seed in (1, 2)}
     assert len(versions) == 2
     assert Predictor.load(str(tmp_path / "1")).version in versions
-
-
-@pytest.mark.parametrize(
-    "model",
-    [TINY.model, ModelConfig(conv_channels=(8, 8, 8), rnn_layers=0, conv_norm="batch", pooling=("last", "sum"))],
-    ids=["conv and rnn", "conv"],
-)
-def test_an_exported_model_answers_the_same(tmp_path: Path, model: ModelConfig) -> None:
-    write(tmp_path / "a", model=model)
-    result = export(str(tmp_path / "a"), str(tmp_path / "a.onnx"))
-    assert result["largest_difference"] <= 1e-4
-    ours, theirs = Predictor.load(str(tmp_path / "a")), Predictor.load(str(tmp_path / "a.onnx"))
-    rng = np.random.default_rng(0)
-    for number, longest in ((1, 1), (1, 7), (3, 300), (17, 64)):
-        drawings = [rng.integers(-40, 40, (rng.integers(1, longest + 1), 3)).astype(np.int16) for _ in range(number)]
-        for drawing in drawings:
-            drawing[:, 2] = rng.random(len(drawing)) < 0.2
-        np.testing.assert_allclose(theirs.logits(drawings), ours.logits(drawings), rtol=0, atol=1e-4)
-    assert theirs.predict(DRAWINGS)[0][0].label == ours.predict(DRAWINGS)[0][0].label
-
-
-def test_exports_go_to_an_onnx_file_only(tmp_path: Path) -> None:
-    write(tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"name a file that ends in \.onnx"):
-        export(str(tmp_path / "a"), str(tmp_path / "a.bin"))
-    with pytest.raises(CheckpointError, match="no such directory; make it first"):
-        export(str(tmp_path / "a"), str(tmp_path / "no" / "a.onnx"))
-    (tmp_path / "b.onnx").write_bytes(b"\0\1")
-    with pytest.raises(CheckpointError, match=r"not a model that jobs/export\.py wrote"):
-        Predictor.load(str(tmp_path / "b.onnx"))

@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"strokes", "columns", "storage", "batch", "fetch", "page"},
+    {"strokes", "columns", "storage", "batch", "fetch", "page", "haproxy"},
     {"augment", "model", "doodles", "sketch_rnn", "cluster", "clipping", "charts"},
     {"recipe"},
     {"formats", "shards", "checkpoint", "engine"},
-    {"parts", "census", "order", "outcomes"},
+    {"parts", "census", "order", "outcomes", "exported"},
     {"feed"},
     {"sources", "card", "logbook", "runs", "mistakes"},
     {"loop", "origins"},

@@ -3,9 +3,8 @@
 Serving imports no training code, no Ray Data and no Optuna.
 """
 
-import asyncio
-import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import ray
@@ -15,13 +14,19 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 from ray.serve.context import _get_global_client
 from ray.serve.metrics import Counter as CounterMetric
+from ray.serve.metrics import Histogram
 
 from sketchray.predictor import Guess, Predictor
+from sketchray.service.batching import Batcher, Done
 from sketchray.service.guard import RETRY_AFTER_S
 from sketchray.service.keys import KEYS, KEYS_FILE, Keyring, check_door
 from sketchray.service.records import Query, predict
 from sketchray.service.routes import WEB, make_app
 from sketchray.service.settings import Settings
+
+# Bounds of the histograms' buckets.
+BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+MILLISECONDS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 10_000]
 
 __all__ = ["KEYS", "KEYS_FILE", "WEB", "Classifier", "Settings", "build"]
 
@@ -35,31 +40,33 @@ class Classifier:
         self.settings = Settings.model_validate(settings)
         self.keyring = Keyring.of()
         check_door(_host(), self.keyring)
-        self.predictor = Predictor.load(self.settings.checkpoint)
-        self.answer.set_max_batch_size(self.settings.max_batch_size)  # type: ignore[attr-defined]
-        self.answer.set_batch_wait_timeout_s(self.settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
-        self.asked: float | None = None  # when the model got what it has not answered yet
+        self.predictor = Predictor.load(self.settings.checkpoint, self.settings.backend)
+        self.batcher = Batcher(partial(predict, self.predictor), self.settings.max_batch_size, self.note)
+        self.sizes = Histogram("sketchray_batch_size", "Requests that the model answered together.", BATCH_SIZES)
+        self.waited = Histogram("sketchray_batch_wait_ms", "Until the model took a request.", MILLISECONDS)
+        self.worked = Histogram("sketchray_batch_execution_ms", "That the model took for a batch.", MILLISECONDS)
         self.guesses = CounterMetric("sketchray_guesses", "First guesses, by class.", tag_keys=("label",))
         self.bad_lines = CounterMetric("sketchray_bad_lines", "Lines of batches that were no drawing.")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self, self.settings, self.keyring)
 
-    @serve.batch
-    async def answer(self, queries: list[Query]) -> list[list[Guess]]:
-        """Answers the requests that wait; off the event loop, so that others come in meanwhile."""
-        self.asked = time.monotonic()
-        try:
-            found = await asyncio.to_thread(predict, self.predictor, queries)
-        finally:
-            self.asked = None
-        self.count([guesses[0] for guesses in found])
-        return found
+    async def answer(self, query: Query) -> list[Guess]:
+        """Answers a request, together with others that wait."""
+        return await self.batcher.ask(query)
 
     def check_health(self) -> None:
         """Tells Serve, which asks now and then, whether to replace this replica."""
-        if self.asked is not None and time.monotonic() - self.asked > self.settings.timeout_s:
-            raise RuntimeError(f"the model has not answered for {time.monotonic() - self.asked:.0f} s")
+        if (busy_s := self.batcher.busy_s()) > self.settings.timeout_s:
+            raise RuntimeError(f"the model has not answered for {busy_s:.0f} s")
+
+    def note(self, done: Done[list[Guess]]) -> None:
+        """Takes note of a batch, for Ray's Prometheus endpoint."""
+        self.sizes.observe(len(done.answers))
+        self.worked.observe(1000 * done.worked_s)
+        for waited_s in done.waited_s:
+            self.waited.observe(1000 * waited_s)
+        self.count([guesses[0] for guesses in done.answers])
 
     def count(self, firsts: list[Guess], bad: int = 0) -> None:
         """Takes note of first guesses and bad lines, for Ray's Prometheus endpoint."""
@@ -80,14 +87,14 @@ def _host() -> str | None:
 def build(settings: Settings) -> Application:
     """Returns the application that Serve runs; `import_path: sketchray.service:build`.
 
-    The checkpoint is loaded here once, so that a bad one fails the build and what is being served stays.
+    The checkpoint is loaded here once, and exported, so that a bad one fails the build and what is being served stays.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ValueError: Serve listens on more than loopback and there is no key, or the file of keys is bad.
     """
     check_door(_host(), Keyring.of())
-    Predictor.load(settings.checkpoint)
+    Predictor.load(settings.checkpoint, settings.backend)
     deployment = Classifier.options(  # type: ignore[attr-defined]
         # Serve's default of 5 would cap every batch; twice the batch lets one fill while another is answered.
         max_ongoing_requests=2 * settings.max_batch_size,

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sketchray.predictor import Backend
+
 PARSER_NESTING = 200  # The JSON parser itself goes no deeper. Source: jiter, pydantic's.
 
 
@@ -10,8 +12,8 @@ class Settings(BaseModel):
 
     Attributes:
         checkpoint: the model: a checkpoint, a run (its best), an ONNX file, or a URI of one.
-        max_batch_size: requests that the model answers together.
-        batch_wait_timeout_s: how long the first of them waits for others.
+        backend: what runs it: `onnx`, for which a replica exports a checkpoint when it starts, or `torch`.
+        max_batch_size: requests that the model answers together; it takes those that wait when it is free.
         max_body_bytes: a larger body, or line of a batch, is refused.
         max_batch_body_bytes: the same for the whole body of a batch.
         max_batch_drawings: a batch with more lines is refused.
@@ -27,8 +29,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str
+    backend: Backend = "onnx"
     max_batch_size: int = Field(32, ge=1)
-    batch_wait_timeout_s: float = Field(0.002, ge=0)
     max_body_bytes: int = Field(1 << 20, ge=1)
     max_batch_body_bytes: int = Field(64 << 20, ge=1)
     max_batch_drawings: int = Field(250_000, ge=1)
@@ -42,5 +44,5 @@ class Settings(BaseModel):
 
     def limits(self) -> dict[str, int | float]:
         """Returns what bounds a request, as `GET /v1/model` tells it."""
-        of_requests = set(Settings.model_fields) - {"checkpoint", "max_batch_size", "batch_wait_timeout_s"}
+        of_requests = set(Settings.model_fields) - {"checkpoint", "backend", "max_batch_size"}
         return self.model_dump(include=of_requests)
