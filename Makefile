@@ -6,7 +6,7 @@ DATA ?= ../shared/data/quickdraw/simplified
 KERAS_PYTHON ?= $(wildcard .venv-tf/bin/python)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench serve clean
+.PHONY: setup demo test test-cluster lint bench serve clean
 
 setup: .venv/.done
 
@@ -21,6 +21,10 @@ demo: setup
 # In two processes: the tests that share the Ray cluster, and all others.
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# Several hosts on this machine, as root; TESTS="-k shared" chooses some. Debian: iproute2 openssh-server rsync curl
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import torch
 
 from sketchray.batch import Batch, pad
 from sketchray.checkpoint import best
-from sketchray.cluster import Cluster, connect
+from sketchray.cluster import Cluster, check_shared, connect
 from sketchray.columns import from_column
 from sketchray.engine import SUMS, new_sums, score, to_metrics
 from sketchray.errors import CheckpointError, DataError
@@ -103,6 +103,7 @@ def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
     Raises:
         CheckpointError: there is none, or it does not know a class of the data.
         DataError: the data set cannot be used, or the split is empty.
+        RunError: a node does not see the same.
     """
     import ray
 
@@ -121,6 +122,7 @@ def evaluate(checkpoint: str, data: str, *, split: str = "test") -> Evaluation:
             f"ingest with --classes, or train on this data"
         )
     actors, threads = _actors(connect())
+    check_shared({"--checkpoint": [checkpoint], "--data": [data]}, {})
     feed = EvalFeed(rows, BATCH_SIZE)
     dataset = ray.data.range(feed.windows, override_num_blocks=feed.windows).map_batches(
         _Scorer,
@@ -223,6 +225,7 @@ def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such checkpoint.
         DataError: a record is bad, or `out` is in use. Nothing is left in `out`.
+        RunError: a node does not see the same.
     """
     import ray
 
@@ -233,6 +236,8 @@ def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
         raise DataError(f"--out {out}: exists; choose another directory or remove it")
     actors, threads = _actors(connect())
     source = source.fetched()
+    model = checkpoint if checkpoint.endswith(".onnx") else best(checkpoint)
+    check_shared({"--checkpoint": [model], "--source": source.local}, {"--out": out})
     started = time.perf_counter()
     parts = len(source.parts)
     dataset = ray.data.range(parts, override_num_blocks=parts)
@@ -256,7 +261,7 @@ def predict(checkpoint: str, source: Source, out: str) -> dict[str, Any]:
     drawings = dataset.count()
     return {
         "out": out,
-        "checkpoint": best(checkpoint) if not checkpoint.endswith(".onnx") else checkpoint,
+        "checkpoint": model,
         "drawings": drawings,
         "drawings_per_s": round(drawings / seconds, 1),
     }

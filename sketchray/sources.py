@@ -84,6 +84,16 @@ class Source:
         parts = tuple(_with_size(part) for part in local)
         return replace(self, parts=parts, synthetic=self.synthetic or _is_synthetic(parts))
 
+    @property
+    def local(self) -> list[str]:
+        """The files that are read by their path, so that every node must see them."""
+        return [part.uri for part in self.parts if part.format != "doodles" and "://" not in part.uri]
+
+    @property
+    def is_web(self) -> bool:
+        """Whether any of its files comes by HTTP."""
+        return any(remote.is_web(part.uri) for part in self.parts)
+
     def read(self, number: int) -> Iterator[Block]:
         """Yields the wanted drawings of a part, a bounded number at a time, each with its class, and what is none.
 

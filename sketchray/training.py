@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sketchray import checkpoint as checkpoints
-from sketchray.cluster import DATA_CPUS, connect, cpus_per_worker, quiet_ray, tell_if_busy
+from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, quiet_ray, tell_if_busy
 from sketchray.engine import Learner
 from sketchray.errors import Error, RunError, find_error
 from sketchray.feed import ray_batches
@@ -164,6 +164,8 @@ def make_trainer(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's
             use_gpu="GPU" in worker,
             resources_per_worker=worker,
+            # GPUs of one machine are the closest; without them each worker does best with a machine's cores to itself.
+            placement_strategy="PACK" if "GPU" in worker else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -250,7 +252,7 @@ def train(
     Raises:
         CheckpointError: `from_checkpoint` is none, or of another architecture, or a teacher of other classes.
         DataError: the data set cannot be used.
-        RunError: the name is in use, the cluster is too small, or training had to stop.
+        RunError: the name is in use, the cluster is too small, a node does not see the same, or training had to stop.
     """
     started = time.perf_counter()
     data, storage_path = absolute(data), absolute(storage_path)
@@ -268,6 +270,9 @@ def train(
     cpus_per_worker(cluster, least, use_gpu=use_gpu)
     cpus = cpus_per_worker(cluster, most if most <= cluster.cpus else least)
     check_sizes(shards, config, least, most)
+    starts = [from_checkpoint] if from_checkpoint is not None and not resume else []
+    read = {"--data": [data], "--from-checkpoint": starts, "--teachers": [] if resume else teachers}
+    check_shared(read, {"--storage-path": storage_path})
     run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint, teachers=list(teachers))
     if resume:
         check_data(run, shards)

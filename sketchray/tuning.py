@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sketchray import checkpoint as checkpoints
 from sketchray.augment import AugmentConfig
-from sketchray.cluster import connect, cpus_per_worker, quiet_ray
+from sketchray.cluster import check_shared, connect, cpus_per_worker, quiet_ray
 from sketchray.engine import Learner
 from sketchray.errors import RunError
 from sketchray.feed import batches
@@ -226,6 +226,7 @@ def tune(
         raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
     if resume and not exists:
         raise RunError(f"--resume: there is no sweep {run}; leave out --resume to start it")
+    check_shared({"--data": [data]}, {"--storage-path": storage_path})
 
     if num_workers == 1:
         threads = max(1, int(cluster.cpus) // concurrent)

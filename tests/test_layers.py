@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"strokes", "columns", "storage", "batch", "fetch", "page", "haproxy"},
-    {"augment", "model", "doodles", "sketch_rnn", "cluster", "clipping", "charts"},
+    {"augment", "model", "doodles", "sketch_rnn", "cluster", "clipping", "charts", "upload"},
     {"recipe"},
     {"formats", "shards", "checkpoint", "engine"},
     {"parts", "census", "order", "outcomes", "exported"},

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from sketchray import card, census
-from sketchray.cluster import connect
+from sketchray.cluster import check_shared, connect
 from sketchray.errors import DataError, find_error
 from sketchray.formats import HostileError
 from sketchray.ingest.reading import EXAMPLES, RUN_ROWS, GroupReport, Reader, RefusedError, run_name
@@ -58,12 +58,14 @@ def ingest(
 
     Raises:
         DataError: the source is not accepted, and nothing is left in `out`; or `out` is in use.
-        RunError: it had to stop; what is complete stays.
+        RunError: a node does not see the same; or it had to stop, and what is complete stays.
     """
     if num_shards is not None and num_shards < 1:
         raise DataError(f"--num-shards {num_shards}: must be at least 1")
     stage = Stage(absolute(out))
     stage.check()
+    fetched = {"--cache-dir": source.cache_dir} if source.is_web else {}
+    check_shared({"--source": source.local}, {"--out": stage.out, **fetched})
     source = source.fetched()
     if stage.open(plan_of(source, seed=seed, num_shards=num_shards, strict=strict)):
         logger.info("going on with an ingest that was not finished")
