@@ -3,9 +3,10 @@
     python benchmarks/serve.py --records ../shared/data/quickdraw/simplified
 
 `--records` is a directory of simplified ndjson files; the load is `wrk` (Debian's package), which sends real records.
-Each server is a process with one thread for the model (benchmarks/serve_peers.py); `--litserve-python` is an
-interpreter that has LitServe beside sketchray; without it there is no such row. All run while each is measured in turn,
-and tables have medians, with the ratios of the single rounds in brackets. `--rows` chooses tables:
+Each server is a process with one thread for the model (benchmarks/serve_peers.py). `--litserve-python` is an
+interpreter that has LitServe beside sketchray (benchmarks/litserve_peer.py); without it there is no such row. All run
+while each is measured in turn, and tables have medians, with the ratios of the single rounds in brackets. `--rows`
+chooses tables:
 
 `requests`: answers a second at 32 connections, and how long one takes at one connection.
 `batch`: drawings a second of the batch endpoint, beside a loop over the same records in this process.
@@ -41,7 +42,7 @@ from sketchray.service import Settings
 from sketchray.service.records import Query, parse, predict, to_body, to_query
 from sketchray.strokes import from_record
 
-PEERS = Path(__file__).parent / "serve_peers.py"
+PEERS, LITSERVE = (Path(__file__).with_name(name) for name in ("serve_peers.py", "litserve_peer.py"))
 IN_BATCH = 2_048  # lines of the batch; each batch of the loop beside it is of 256
 BACKENDS = ("onnx", "torch")
 
@@ -70,9 +71,10 @@ class Arguments:
 @contextmanager
 def serving(arguments: Arguments, kind: str, backend: str) -> Iterator[str]:
     """Yields the URL of a server that answers."""
-    python = arguments.litserve_python if kind == "litserve" else sys.executable
+    own = [sys.executable, str(PEERS), kind]
     port = free_port()
-    command = [str(python), str(PEERS), kind, "--port", str(port), "--checkpoint", arguments.checkpoint]
+    command = [str(arguments.litserve_python), str(LITSERVE)] if kind == "litserve" else own
+    command += ["--port", str(port), "--checkpoint", arguments.checkpoint]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--backend", backend], env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/v1/classify"

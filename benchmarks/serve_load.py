@@ -59,7 +59,7 @@ def wrk(url: str, script: Path | None, *, connections: int, seconds: float) -> L
     command = ["wrk", "--latency", "--timeout", "30s", "-t", str(min(2, connections)), "-c", str(connections)]
     command += ["-d", f"{seconds:g}s", *(["-s", str(script)] if script else []), url]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    total = int(re.search(r"(\d+) requests in ([\d.]+)(m?s)", text)[1])  # type: ignore[index]
+    total = int(re.search(r"(\d+) requests in", text)[1])  # type: ignore[index]
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])  # type: ignore[index]
     bad = int(found[1]) if (found := re.search(r"Non-2xx or 3xx responses: (\d+)", text)) else 0
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
@@ -72,5 +72,5 @@ def wrk(url: str, script: Path | None, *, connections: int, seconds: float) -> L
 
 
 def _microseconds(text: str, share: str) -> float:
-    number, unit = re.search(rf"{share}\s+([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
+    number, unit = re.search(rf"{share}\s+([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"us": 1, "ms": 1e3, "s": 1e6, "m": 6e7}[unit]

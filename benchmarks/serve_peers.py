@@ -1,6 +1,6 @@
-"""Servers of the same model for benchmarks/serve.py, each a process: ours, Serve's default proxy, FastAPI, LitServe.
+"""Servers of the same model for benchmarks/serve.py, each a process: ours, Serve's default proxy, FastAPI.
 
-    python benchmarks/serve_peers.py ours|default-proxy|fastapi|litserve --port PORT
+    python benchmarks/serve_peers.py ours|default-proxy|fastapi --port PORT
 
 Each has one thread for the model and answers `POST /v1/classify`. It runs until it gets SIGTERM.
 """
@@ -27,7 +27,7 @@ class Arguments:
         backend: that runs it.
     """
 
-    kind: tyro.conf.Positional[Literal["ours", "default-proxy", "fastapi", "litserve"]]
+    kind: tyro.conf.Positional[Literal["ours", "default-proxy", "fastapi"]]
     port: int
     checkpoint: str = "models/quickdraw-345"
     backend: Literal["onnx", "torch"] = "onnx"
@@ -82,43 +82,10 @@ def serve_fastapi(arguments: Arguments) -> None:
     uvicorn.run(app, port=arguments.port, log_level="error")
 
 
-def serve_litserve(arguments: Arguments) -> None:
-    """LitServe, with its own batching."""
-    import litserve
-
-    from sketchray.predictor import Predictor
-    from sketchray.strokes import from_record
-
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            torch.set_num_threads(1)
-            self.predictor = Predictor.load(arguments.checkpoint, arguments.backend)
-
-        def decode_request(self, request: dict[str, Any]) -> Any:
-            return from_record(request["drawing"])
-
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
-
-        def predict(self, inputs: list[Any]) -> list[Any]:
-            return self.predictor.predict(inputs)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: list[Any]) -> dict[str, Any]:
-            return {"predictions": [guess._asdict() for guess in output]}
-
-    api = Api(max_batch_size=32, batch_timeout=0.002, api_path="/v1/classify")
-    server = litserve.LitServer(api, accelerator="cpu", timeout=30)
-    server.run(host="127.0.0.1", port=arguments.port, generate_client_file=False, log_level="error")
-
-
 SERVERS: dict[str, Callable[[Arguments], None]] = {
     "ours": serve_ours,
     "default-proxy": serve_ours,
     "fastapi": serve_fastapi,
-    "litserve": serve_litserve,
 }
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "2",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    # HAProxy itself is looked at so often, and started anew after three bad answers (Ray's default is each 10 s).
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # A connection on which nothing comes for so long is closed (Ray's default is an hour).
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
 }
