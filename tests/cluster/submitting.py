@@ -7,7 +7,7 @@ from typing import Any
 
 from hosts import TOKEN, Host
 
-LIMIT_S = 280.0  # for one job
+LIMIT_S = 500.0  # for one job
 
 
 @dataclass(frozen=True)

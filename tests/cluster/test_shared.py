@@ -4,7 +4,7 @@ import pytest
 from hosts import Host
 from submitting import submit
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_storage_path_that_is_not_shared_is_refused_before_anything_runs(

@@ -16,7 +16,7 @@ except grpc.RpcError as error:
     print("refused", error.code().name)
 """
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_without_the_token_all_is_refused(client: Host, head: Host) -> None:
