@@ -1,4 +1,4 @@
-"""cluster.yaml, serve_config.yaml and .rayignore, read by Ray's own code; no account, no machine."""
+"""The cluster files, serve_config.yaml and .rayignore, read by Ray's own code; no account, no machine."""
 
 import re
 import zipfile
@@ -29,6 +29,17 @@ def config(written: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_cluster_config_fits_rays_schema(config: dict[str, Any]) -> None:
     validate_config(config)
+
+
+def test_the_cluster_of_ones_own_machines_fits_too_and_has_the_same_shape(written: dict[str, Any]) -> None:
+    local = yaml.safe_load((ROOT / "deploy" / "cluster-local.yaml").read_text())
+    validate_config(prepare_config(local))
+    assert local["file_mounts"] == written["file_mounts"]
+    (aws,) = [command for command in written["head_start_ray_commands"] if "ray start" in command]
+    assert [command.strip() for command in local["head_start_ray_commands"]] == ["ray stop", aws.strip()]
+    assert local["worker_start_ray_commands"] == written["worker_start_ray_commands"]
+    installs = [[line for line in config["setup_commands"] if "ray[" in line] for config in (local, written)]
+    assert installs[0] == installs[1] != []
 
 
 def test_what_is_mounted_is_there(written: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def head(network: Network) -> Host:
     start_s3(network.hosts[3], network.hosts)
     head.start_ray(cpus=0)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda worker: worker.start_ray(head), workers))
+        list(pool.map(lambda worker: worker.start_ray(head, cpus=2), workers))
     return head
 
 
@@ -47,7 +47,7 @@ def data(client: Host, head: Host) -> str:
     """Doodles on S3, by an ingest that was submitted."""
     out = "s3://sketchray/data"
     flags = ["--format", "doodles", "--per-class", "60", "--num-shards", "4", "--out", out]
-    result = submit(client, head, "python", "jobs/ingest.py", *flags).result
+    result = submit(client, head.address, "python", "jobs/ingest.py", *flags).result
     assert result["drawings"] == 600
     return out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hosts import TOKEN, Host
 
-LIMIT_S = 280.0  # for one job
+LIMIT_S = 500.0  # for one job
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Submitted:
 
 
 def submit(
-    client: Host, head: Host, *command: str, environment: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
+    client: Host, head: str, *command: str, environment: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
 ) -> Submitted:
-    """Submits a job of the project from a host, and waits for its end."""
-    address = ["--address", f"http://{head.address}:8265"]
+    """Submits a job of the project from a host to the dashboard at an address, and waits for its end."""
+    address = ["--address", f"http://{head}:8265"]
     words = ["ray", "job", "submit", *address, "--working-dir", ".", "--", *command]
     done = client.run(*words, environment=environment, timeout=limit_s, check=False)
     return Submitted(done.returncode, done.stdout)
 
 
 def ask(client: Host, url: str, *, token: str | None = TOKEN, flags: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Returns status and body of an HTTP answer."""
+    """Returns status and body of an HTTP answer; status 0 if there was none."""
     header = ["-H", f"Authorization: Bearer {token}"] if token is not None else []
     curl = ["curl", "--silent", "--max-time", "20", "-w", "\n%{http_code}", *header, *flags, url]
-    body, _, status = client.run(*curl).stdout.rpartition("\n")
+    body, _, status = client.run(*curl, check=False).stdout.rpartition("\n")
     return int(status), body
 
 
@@ -61,6 +61,13 @@ def places(client: Host, head: Host, name: str) -> set[str]:
     """Returns the addresses of the nodes on which actors of a class are or were."""
     rows = _rows(client, head, "actors", f"&filter_keys=class_name&filter_predicates=%3D&filter_values={name}")
     nodes = {row["node_id"]: row["node_ip"] for row in _rows(client, head, "nodes", "")}
+    return {nodes[row["node_id"]] for row in rows if row["node_id"] in nodes}
+
+
+def task_places(client: Host, head: Host, prefix: str) -> set[str]:
+    """Returns the addresses of the nodes on which tasks ran whose names begin so."""
+    nodes = {row["node_id"]: row["node_ip"] for row in _rows(client, head, "nodes", "")}
+    rows = (row for row in _rows(client, head, "tasks", "") if row["name"].startswith(prefix))
     return {nodes[row["node_id"]] for row in rows if row["node_id"] in nodes}
 
 

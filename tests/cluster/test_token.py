@@ -17,7 +17,7 @@ except grpc.RpcError as error:
     print("refused", error.code().name)
 """
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_without_the_token_all_is_refused(client: Host, head: Host) -> None:
@@ -25,7 +25,7 @@ def test_without_the_token_all_is_refused(client: Host, head: Host) -> None:
     for path in ("/api/jobs/", "/api/v0/nodes", "/nodes?view=summary"):
         assert ask(client, url + path, token=None)[0] == 401
         assert ask(client, url + path, token="0" * 64)[0] == 403
-    submitted = submit(client, head, "touch", "/tmp/ran", environment=STRANGER)
+    submitted = submit(client, head.address, "touch", "/tmp/ran", environment=STRANGER)
     assert submitted.status == 1
     assert "Missing authentication token" in submitted.said
     assert not (head.folder / "tmp" / "ran").exists()
