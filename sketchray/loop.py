@@ -39,6 +39,7 @@ class Loop:
         history: metrics of the epochs so far.
         checkpoint_every_s: seconds between two checkpoints in the middle of an epoch; 0 keeps none.
         logbook: of rank 0, where there is one.
+        quiet: shows no progress.
     """
 
     learner: Learner
@@ -49,18 +50,32 @@ class Loop:
     history: list[Metrics] = field(default_factory=list)
     checkpoint_every_s: float = 0.0
     logbook: Logbook | None = None
+    quiet: bool = False
 
     def run(self) -> None:
         """Trains to the last epoch, or until patience runs out. Every rank takes part."""
-        config, steps = self.learner.config, self.feed.steps
+        for _ in self.epochs():
+            pass
+
+    def epochs(self) -> Iterator[Metrics]:
+        """Yields the metrics of each epoch as it ends, when its checkpoint is kept. Every rank takes part."""
+        steps = self.feed.steps
         self._kept_at = time.perf_counter()
-        while self.learner.steps < steps * config.num_epochs and not out_of_patience(self.history, config.patience):
+        while not self.is_over:
             if self.learner.epoch_steps in (0, steps):
                 self.learner.start_epoch()
             metrics = self._epoch(self.learner.steps // steps)
             self.history.append(metrics)
             self.keep(metrics)
             self._kept_at = time.perf_counter()
+            yield metrics
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch is done, or patience ran out."""
+        config = self.learner.config
+        done = self.learner.steps >= self.feed.steps * config.num_epochs
+        return done or out_of_patience(self.history, config.patience)
 
     def _epoch(self, epoch: int) -> Metrics:
         """Trains to the end of an epoch, validates, and returns flat metrics, the same on every rank."""
@@ -104,7 +119,7 @@ class Loop:
             "drawings_per_s": self._done * feed.rank_rows * feed.world_size / seconds,
         }
         add_ranks(confusion)
-        if learner.rank == 0:
+        if learner.rank == 0 and not self.quiet:
             _print(
                 f"epoch {epoch + 1}/{learner.config.num_epochs}: val_top1 {metrics['val_top1']:.1%}, "
                 f"val_loss {metrics['val_loss']:.3f}, train_top1 {metrics['train_top1']:.1%}, "
@@ -132,11 +147,12 @@ class Loop:
         rate = self._done * self.feed.rank_rows * self.feed.world_size / seconds
         left = seconds / self._done * (steps * learner.config.num_epochs - learner.steps)
         loss, top1 = sums[1] / sums[0], sums[2] / sums[0]
-        _print(
-            f"epoch {epoch + 1}/{learner.config.num_epochs} step {learner.epoch_steps}/{steps}: "
-            f"loss {loss:.3f}, top1 {top1:.1%}, {rate:,.0f} drawings/s, "
-            f"waiting for data {self._waited / seconds:.1%}, {left:,.0f} s left"
-        )
+        if not self.quiet:
+            _print(
+                f"epoch {epoch + 1}/{learner.config.num_epochs} step {learner.epoch_steps}/{steps}: "
+                f"loss {loss:.3f}, top1 {top1:.1%}, {rate:,.0f} drawings/s, "
+                f"waiting for data {self._waited / seconds:.1%}, {left:,.0f} s left"
+            )
         if self.logbook is not None:
             self.logbook.write_progress(
                 learner.steps,

@@ -159,12 +159,8 @@ def claim_run(
         RunError: the name is in use and `resume` is not given, or there is nothing that could be resumed, or the
             configuration differs from the run's, or the directory cannot be written.
     """
-    if name in ("", ".", "..") or name != Path(name).name:
-        raise RunError(f"--name {name!r}: must be one name, without slashes")
-    run = child(storage_path, name)
-    filesystem, path = open_filesystem(run)
-    stored = stored_config(storage_path, name)
     if resume:
+        run, stored = child(storage_path, name), stored_config(storage_path, name)
         if stored is None:
             raise RunError(f"--resume: there is no run {run}; leave out --resume to start it")
         differing = first_difference(stored.model_dump(), config.model_dump())
@@ -172,11 +168,24 @@ def claim_run(
             where, before, now = differing
             raise RunError(f"--resume: {run} was started with {where}={before}, not {now}; resume it as it was started")
         return run
-    if filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-        raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
     files = {CONFIG: config.model_dump_json(indent=1)}
     if from_checkpoint is not None or teachers:
         files = {START: json.dumps({"from_checkpoint": from_checkpoint, "teachers": teachers}), **files}
+    return claim_directory(storage_path, name, files)
+
+
+def claim_directory(storage_path: str, name: str, files: Mapping[str, str]) -> str:
+    """Returns the directory of a new run or sweep, with files in it that say how it is started.
+
+    Raises:
+        RunError: the name is none or in use, or the directory cannot be written.
+    """
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise RunError(f"--name {name!r}: must be one name, without slashes")
+    run = child(storage_path, name)
+    filesystem, path = open_filesystem(run)
+    if filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
     try:
         checkpoints.write(run, {name: content.encode() for name, content in files.items()})
     except OSError as error:
@@ -238,6 +247,15 @@ def newest(run: str) -> tuple[dict[str, Tensor], dict[str, Any], Meta] | None:
 def last_checkpoint(run: str) -> str | None:
     """Returns the latest checkpoint of a run, if there is one."""
     return next((child(run, name) for name in _checkpoints(run)), None)
+
+
+def keep_best(run: str) -> None:
+    """Removes all checkpoints of a run that is over but the best."""
+    metas = _checkpoints(run)
+    best = max(metas, key=lambda name: metas[name].metrics.get("val_top1", -1.0), default=None)
+    filesystem, _ = open_filesystem(run)
+    for name in metas.keys() - {best}:
+        _remove(filesystem, open_filesystem(child(run, name))[1])
 
 
 def check_data(run: str, shards: ShardSet) -> None:

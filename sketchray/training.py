@@ -107,6 +107,7 @@ def _worker(loop: dict[str, Any]) -> None:
                 history=history,
                 checkpoint_every_s=loop["checkpoint_every_s"],
                 logbook=logbook,
+                quiet=loop["quiet"],
             )
             running.run()
     except OSError as error:
@@ -147,6 +148,7 @@ def make_trainer(
     checkpoint_every_s: float = 0.0,
     max_failures: int = MAX_FAILURES,
     callbacks: Sequence["UserCallback"] = (),
+    quiet: bool = False,
 ) -> "TorchTrainer":
     """Returns the Ray Train run; `worker` is what each process reserves, by Ray's resource names."""
     import ray.train
@@ -159,6 +161,7 @@ def make_trainer(
             "data": data,
             "run": child(storage_path, name),
             "checkpoint_every_s": checkpoint_every_s,
+            "quiet": quiet,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's

@@ -166,14 +166,18 @@ def cluster() -> Iterator[str]:
 
     isolate_serve()
     quiet_ray()
+    port = free_port()  # the usual one may be another cluster's
+    # Ray Train's clean-up asks the dashboard, and would not know whose where a machine has several clusters.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     context = ray.init(
         address="local",
         num_cpus=2,
         object_store_memory=512 << 20,
         log_to_driver=False,
-        dashboard_port=free_port(),  # the usual one may be another cluster's
+        dashboard_port=port,
     )
     yield context.address_info["address"]
+    del os.environ["RAY_API_SERVER_ADDRESS"]
     ray.shutdown()
 
 

@@ -98,9 +98,11 @@ def test_the_whole_path(cluster: str, tmp_path: Path) -> None:
 
 def test_a_sweep_ends_with_a_checkpoint_and_a_config(cluster: str, doodle_shards: str, tmp_path: Path) -> None:
     flags = ["--data", doodle_shards, "--storage-path", str(tmp_path), "--name", "sweep", "--num-samples", "2"]
-    done = job("tune", *flags, "--num-epochs", "1", "--batch-size", "64", address=cluster)
+    flags += ["--num-epochs", "1", "--fix", "batch_size=64", "--fix", "family=conv", "--max-params", "50000"]
+    done = job("tune", *flags, address=cluster)
     best = result(done)
-    assert best["trials"] == 2
+    assert (best["trials"], best["failed"]) == (2, 0)
+    assert "trials 2/2: 2 finished; 0 running; best val_top1" in done.stderr
     assert best["metrics"]["val_top1"] >= 0
     assert Path(best["checkpoint"], "meta.json").exists()
     config = tmp_path / "sweep" / "best.json"
@@ -135,6 +137,11 @@ def test_a_sweep_ends_with_a_checkpoint_and_a_config(cluster: str, doodle_shards
         ("predict", "--checkpoint {run} --source {tmp}/nowhere --out {tmp}/o", "{tmp}/nowhere: no such file"),
         ("export", "--checkpoint {run} --out {tmp}/o.bin", "name a file that ends in .onnx"),
         ("tune", "--data {tmp}/nowhere --storage-path {tmp}/r --name a", "{tmp}/nowhere: no such directory"),
+        ("tune", "--data {data} --storage-path {tmp}/r --name a --fix model.cell=x", "model.cell: Input should be"),
+        ("tune", "--data {data} --storage-path {tmp}/r --name a --max-params 9", "the smallest model of the space has"),
+        ("tune", "--data {data} --storage-path {tmp}/r --name a --resume", "--resume: there is no sweep {tmp}/r/a"),
+        ("tune", "--data {data} --storage-path {tmp}/r --name a --num-workers 4", "more workers than the cluster"),
+        ("tune", "--data {data} --storage-path {tmp}/r --name a --max-concurrent-trials 3", "3 trials x 1 workers = 3"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -24,7 +24,7 @@ LAYERS = (
     {"jobs"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-PACKAGES = ("fetch", "formats", "ingest", "service")
+PACKAGES = ("fetch", "formats", "ingest", "service", "tuning")
 FILES = [
     *sorted((ROOT / "sketchray").glob("*.py")),
     *sorted(path for package in PACKAGES for path in (ROOT / "sketchray" / package).glob("*.py")),

@@ -1,0 +1,126 @@
+"""One trial: a run like any other, in a directory of its own inside the sweep's.
+
+With one worker it trains in the process of its trial, an epoch at a time, and the process takes the next trial when it
+is done. With several it is the driver of a Ray Train run.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from ray.tune import Trainable
+
+from sketchray import checkpoint as checkpoints
+from sketchray.cluster import quiet_ray
+from sketchray.engine import Learner
+from sketchray.feed import batches
+from sketchray.loop import Loop, Metrics
+from sketchray.order import EvalFeed, TrainFeed
+from sketchray.recipe import TrainConfig
+from sketchray.runs import Keeper, claim_run, make_meta, newest, stored_config
+from sketchray.shards import ShardSet, open_shards
+from sketchray.storage import child
+from sketchray.training import make_trainer
+
+
+class OneWorkerTrial(Trainable):
+    """A trial in this process; `reuse_actors` gives it one configuration after the other."""
+
+    def setup(self, config: dict[str, Any], *, data: str, run: str, threads: int) -> None:  # type: ignore[override]
+        """Opens the drawings, once for all trials of this process, and begins the first.
+
+        Args:
+            config: what the search proposed: `config` and `directory`.
+            data: directory or URI of the shards.
+            run: of the sweep.
+            threads: of PyTorch.
+        """
+        quiet_ray()
+        logging.getLogger("sketchray").setLevel(logging.WARNING)
+        torch.set_num_threads(threads)
+        self.run, self.shards = run, open_shards(data)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the trial; its last checkpoint is stored by then."""
+        self.keeper.close()
+
+    def _begin(self, proposal: dict[str, Any]) -> None:
+        config = TrainConfig.model_validate(proposal["config"])
+        claim(config, self.run, proposal["directory"])
+        directory = child(self.run, proposal["directory"])
+        self.keeper = Keeper(directory)
+        self.loop = make_loop(config, self.shards, directory, self.keeper)
+        self.epochs = self.loop.epochs()
+
+    def step(self) -> dict[str, Any]:
+        """Trains an epoch and returns its metrics; those of the last one again if the trial was cut off behind it."""
+        metrics = next(self.epochs, None) or self.loop.history[-1]
+        return {**metrics, "done": self.loop.is_over}
+
+
+def make_loop(config: TrainConfig, shards: ShardSet, directory: str, keeper: Keeper) -> Loop:
+    """Returns the loop of a trial in this process, from its latest checkpoint if it was cut off."""
+    feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed)
+    learner = Learner(
+        config,
+        len(shards.classes),
+        total_steps=feed.steps * config.num_epochs,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
+    )
+    history: list[Metrics] = []
+    found = newest(directory)
+    if found is not None:
+        weights, state, meta = found
+        learner.load_state_dict(weights, state)
+        history = list(meta.history)
+
+    def keep(metrics: Metrics) -> None:
+        meta = make_meta(config, shards, step=learner.steps, epoch=int(metrics["epoch"]), history=history)
+        contents = checkpoints.pack(learner.kept.state_dict(), meta, learner.state_dict())
+        keeper.keep(learner.steps, contents, wait=True)
+
+    return Loop(
+        learner=learner,
+        feed=feed,
+        stream=batches(feed, range(learner.steps // feed.steps, config.num_epochs)),
+        valid=EvalFeed(shards.rows("valid"), config.batch_size),
+        keep=keep,
+        history=history,
+        quiet=True,
+    )
+
+
+def train_with_workers(
+    proposal: dict[str, Any], *, data: str, run: str, num_workers: int, worker: dict[str, float]
+) -> None:
+    """A trial with several workers: the driver of a Ray Train run, which tells Ray Tune of each epoch."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    quiet_ray()
+    config = TrainConfig.model_validate(proposal["config"])
+    claim(config, run, proposal["directory"])
+    make_trainer(
+        config,
+        data,
+        storage_path=run,
+        name=proposal["directory"],
+        num_workers=num_workers,
+        worker=worker,
+        max_failures=0,
+        callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]
+        quiet=True,
+    ).fit()
+
+
+def claim(config: TrainConfig, run: str, directory: str) -> None:
+    """Writes what a trial trains into its directory, unless it goes on."""
+    if stored_config(run, directory) is None:
+        claim_run(config, run, directory, resume=False)

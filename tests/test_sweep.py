@@ -1,0 +1,156 @@
+"""Whole sweeps on the cluster: failed trials, a killed driver, several workers, and what is left afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import ROOT
+from optuna.trial import TrialState
+from ray.util import placement_group_table
+from ray.util.state import list_actors
+
+from sketchray import checkpoint as checkpoints
+from sketchray.recipe import TrainConfig
+from sketchray.tuning import SweepConfig, tune
+from sketchray.tuning.study import CUT_OFF, Journal
+
+SMALL = ("family=conv", "conv_layers=1", "batch_size=64", "augmentation=none", "clipping=none", "schedule=constant")
+WAIT_S = 60.0  # for a clean-up that happens behind our back, on a busy machine
+
+
+def alive() -> set[str]:
+    """Actors and placement groups of the cluster that are not gone."""
+    actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1000)
+    groups = placement_group_table()
+    return {f"{actor.class_name} {actor.actor_id}" for actor in actors} | {
+        f"placement group {key}" for key, group in groups.items() if group["state"] != "REMOVED"
+    }
+
+
+def assert_nothing_is_left(before: set[str]) -> None:
+    """Waits until what was started since is gone."""
+    until = time.monotonic() + WAIT_S
+    while alive() - before and time.monotonic() < until:
+        time.sleep(0.5)
+    assert alive() - before == set()
+
+
+def study_of(run: Path) -> optuna.Study:
+    """Opens what a sweep remembers, as `optuna-dashboard` does."""
+    return optuna.load_study(study_name=run.name, storage=Journal(str(run)).storage)
+
+
+def test_a_trial_that_fails_is_not_a_failed_sweep(
+    cluster: str, doodle_shards: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = alive()
+    result = tune(
+        SweepConfig(num_samples=3, num_epochs=3, sampler="random", seed=1),
+        data=doodle_shards,
+        storage_path=str(tmp_path),
+        name="sweep",
+        space={"lr": [1e-2, 1e-7, 1e30]},
+        fix=SMALL,
+        max_concurrent_trials=1,
+    )
+    assert_nothing_is_left(before)
+    trials = study_of(tmp_path / "sweep").trials
+    assert [trial.params["lr"] for trial in trials] == [1e-2, 1e-7, 1e30]  # of this seed
+    assert [trial.user_attrs["fate"] for trial in trials] == ["finished", "stopped", "failed"]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert [list(trial.intermediate_values) for trial in trials] == [[1, 2, 3], [1], []]
+    assert trials[2].user_attrs["reason"].startswith("the loss became NaN or infinite in step ")
+    assert (result["trials"], result["stopped"], result["failed"]) == (3, 1, 1)
+    assert result["metrics"]["val_top1"] == trials[0].value == max(trials[0].intermediate_values.values())
+    assert TrainConfig.model_validate_json((tmp_path / "sweep" / "best.json").read_text()).lr == 1e-2
+    for trial in trials[:2]:  # each is a run, of which the best checkpoint is left
+        (left,) = (tmp_path / "sweep" / trial.user_attrs["directory"]).glob("checkpoint_*")
+        value = checkpoints.read_meta(str(left)).metrics["val_top1"]
+        assert value == max(trial.intermediate_values.values())
+    page = (tmp_path / "sweep" / "sweep.html").read_text()
+    assert "1 finished, 1 stopped, 1 failed" in page
+    assert "2 epochs of 6 (33%) were not trained" in page
+    shown = capfd.readouterr().err
+    assert "trials 3/3: 1 finished, 1 stopped, 1 failed; 0 running; best val_top1" in shown
+    assert "failed: the loss became NaN" in shown
+
+
+def start(data: str, storage_path: Path, address: str, *flags: str) -> "subprocess.Popen[str]":
+    """Starts a sweep of four trials as a user does."""
+    fixes = [word for fix in SMALL for word in ("--fix", fix)]
+    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--data", data, "--storage-path", str(storage_path)]
+    command += ["--name", "killed", "--num-samples", "4", "--max-concurrent-trials", "1", *flags]
+    begun = ["--num-epochs", "3", "--scheduler", "none", *fixes]
+    return subprocess.Popen(
+        command if "--resume" in flags else [*command, *begun],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_sweep_that_was_killed_goes_on(cluster: str, doodle_shards: str, tmp_path: Path) -> None:
+    before = alive()
+    run = tmp_path / "killed"
+    first = start(doodle_shards, tmp_path, cluster)
+    until = time.monotonic() + 200
+    while time.monotonic() < until and first.poll() is None:
+        trials: list[Any] = study_of(run).trials if (run / "optuna.journal").exists() else []
+        if len(trials) > 1 and trials[-1].state == TrialState.RUNNING and trials[-1].intermediate_values:
+            break
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    _, shown = first.communicate()
+    assert first.returncode == -signal.SIGKILL, shown
+    dead = study_of(run).trials
+    over = [trial.number for trial in dead if trial.state == TrialState.COMPLETE]
+    assert 1 <= len(over) < 4
+    assert dead[-1].state == TrialState.RUNNING
+
+    again = start(doodle_shards, tmp_path, cluster, "--resume")
+    output, shown = again.communicate(timeout=240)
+    assert again.returncode == 0, shown
+    result = json.loads(output.splitlines()[-1])
+    assert (result["trials"], result["failed"]) == (4, 0)
+    trials = study_of(run).trials
+    assert [trial.state for trial in trials if trial.number in over] == [TrialState.COMPLETE] * len(over)
+    assert trials[len(dead) - 1].user_attrs["fate"] == CUT_OFF
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(finished) == 4
+    assert all(list(trial.intermediate_values) == [1, 2, 3] for trial in finished)
+    assert len({trial.user_attrs["directory"] for trial in finished}) == 4
+    orphan = trials[len(dead) - 1]
+    went_on = next(trial for trial in finished if trial.user_attrs.get("again") == orphan.number)
+    assert went_on.params == orphan.params
+    assert went_on.user_attrs["directory"] == orphan.user_attrs["directory"]
+    assert went_on.intermediate_values.items() >= orphan.intermediate_values.items()
+    assert_nothing_is_left(before)
+
+
+def test_trials_of_several_workers_are_stopped_and_leave_nothing(
+    cluster: str, doodle_shards: str, tmp_path: Path
+) -> None:
+    before = alive()
+    result = tune(
+        SweepConfig(num_samples=2, num_epochs=4, sampler="random", seed=1),
+        data=doodle_shards,
+        storage_path=str(tmp_path),
+        name="wide",
+        space={"lr": [1e-2, 1e-7]},
+        fix=SMALL,
+        num_workers=2,
+    )
+    trials = study_of(tmp_path / "wide").trials
+    assert [trial.params["lr"] for trial in trials] == [1e-2, 1e-7]  # of this seed
+    assert [trial.user_attrs["fate"] for trial in trials] == ["finished", "stopped"]
+    assert list(trials[1].intermediate_values) == [1]
+    assert (result["trials"], result["stopped"]) == (2, 1)
+    assert_nothing_is_left(before)
