@@ -10,8 +10,8 @@ chooses tables:
 
 `requests`: answers a second at 32 connections, and how long one takes at one connection.
 `batch`: drawings a second of the batch endpoint, beside a loop over the same records in this process.
-`backends`: milliseconds that each backend takes for 1, 8 and 32 drawings.
-`budget`: where the microseconds of one request go.
+`backends`: milliseconds of CPU that each backend takes for 1, 8 and 32 drawings.
+`budget`: where the microseconds of CPU of a request go that comes alone.
 """
 
 import json
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
+import psutil
 import torch
 import tyro
 from pydantic_core import to_json
@@ -45,6 +46,7 @@ from sketchray.strokes import from_record
 PEERS, LITSERVE = (Path(__file__).with_name(name) for name in ("serve_peers.py", "litserve_peer.py"))
 IN_BATCH = 2_048  # lines of the batch; each batch of the loop beside it is of 256
 BACKENDS = ("onnx", "torch")
+PROCESSES = ("haproxy", "ray::ServeReplica:sketchray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,10 @@ def serving(arguments: Arguments, kind: str, backend: str) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
+        children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        for child in psutil.wait_procs([process, *children], timeout=60)[1]:  # LitServe leaves some
+            child.kill()
 
 
 def answers(url: str) -> bool:
@@ -190,7 +191,7 @@ def backends(arguments: Arguments, records: list[str]) -> None:
 
 
 def budget(arguments: Arguments, records: list[str], script: Path) -> None:
-    """Prints where the time of a request goes that comes alone."""
+    """Prints where the processor time of a request goes that comes alone."""
     settings = Settings(checkpoint=arguments.checkpoint)
     predictor = Predictor.load(arguments.checkpoint, "onnx")
     bodies = [record.encode() for record in records[:256]]
@@ -203,29 +204,37 @@ def budget(arguments: Arguments, records: list[str], script: Path) -> None:
         "model, first guesses": lambda: [predict(predictor, [query]) for query in queries],
         "answer to JSON": lambda: [to_json(to_body(guesses)) for guesses in found],
     }
-    times: dict[str, list[float]] = {name: [] for name in ("all", "HAProxy, and the client", *steps)}
+    times: dict[str, list[float]] = {name: [] for name in (*PROCESSES, *steps)}
     with serving(arguments, "ours", "onnx") as url:
         wrk(url, script, connections=1, seconds=1)
         for _ in range(arguments.rounds):
-            times["all"].append(wrk(url, script, connections=1, seconds=arguments.seconds).p50_us)
-            routes = url.replace("/v1/classify", "/-/routes")  # HAProxy answers itself
-            times["HAProxy, and the client"].append(wrk(routes, None, connections=1, seconds=1).p50_us)
+            before = {name: cpu_s(name) for name in PROCESSES}
+            load = wrk(url, script, connections=1, seconds=arguments.seconds)
+            for name in PROCESSES:
+                times[name].append(1e6 * (cpu_s(name) - before[name]) / (load.requests_per_s * arguments.seconds))
             for name, step in steps.items():
                 times[name].append(1e6 * timed(step) / len(bodies))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    whole = medians.pop("all")
-    print("\n| part of a request | microseconds |\n|---|---|")
+    haproxy, replica = (medians.pop(name) for name in PROCESSES)
+    print("\n| part of a request | microseconds of CPU |\n|---|---|")
     for name, microseconds in medians.items():
         print(f"| {name} | {microseconds:,.0f} |")
-    print(f"| the rest: uvicorn, Serve, FastAPI, keys and limits, two threads | {whole - sum(medians.values()):,.0f} |")
-    print(f"| the whole, median at one connection | {whole:,.0f} |")
+    print(f"| uvicorn, Serve, FastAPI, keys and limits, two threads | {replica - sum(medians.values()):,.0f} |")
+    print(f"| the replica | {replica:,.0f} |\n| HAProxy | {haproxy:,.0f} |")
+
+
+def cpu_s(name: str) -> float:
+    """Returns the seconds of CPU that a child of this process has had."""
+    children = psutil.Process().children(recursive=True)
+    (found,) = [child for child in children if (child.cmdline() or [""])[0].split("/")[-1].startswith(name)]
+    return sum(found.cpu_times()[:2])
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Returns the seconds that a step takes."""
-    started = time.perf_counter()
+    """Returns the seconds of CPU that a step takes; it has one thread, and what else runs does not count."""
+    started = time.process_time()
     step()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def tell(number: int, *found: object) -> None:
