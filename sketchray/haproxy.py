@@ -1,6 +1,6 @@
 """What HAProxy, which stands in front of the replicas, and Serve are told: the controller's environment. No Ray.
 
-`serve_config.yaml` has the same, and a test holds them together.
+`serve_config.yaml` and `deploy/kuberay/serve.yaml` have the same, and a test holds them together.
 """
 
 BUSY = '{\\"detail\\":\\"too much load; come again\\"}'

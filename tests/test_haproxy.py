@@ -10,11 +10,15 @@ from ray.serve._private import constants
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig, get_haproxy_binary
 
 from sketchray.haproxy import ENVIRONMENT, LINES
+from sketchray.service.settings import Settings
 
 
-def test_the_config_file_says_the_same() -> None:
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    assert config["controller_options"]["runtime_env"]["env_vars"] == ENVIRONMENT
+def test_the_config_files_say_the_same() -> None:
+    kuberay = yaml.safe_load((ROOT / "deploy" / "kuberay" / "serve.yaml").read_text())
+    for text in ((ROOT / "serve_config.yaml").read_text(), kuberay["spec"]["serveConfigV2"]):
+        config = yaml.safe_load(text)
+        assert config["controller_options"]["runtime_env"]["env_vars"] == ENVIRONMENT
+        assert Settings.model_validate(config["applications"][0]["args"]).backend == "onnx"
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
