@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,19 @@ def submit(*command: str, environment: dict[str, str]) -> subprocess.CompletedPr
     """Submits a job with the project as its working directory, and waits for it."""
     url = ray._private.worker.global_worker.node.address_info["webui_url"]
     submission = [str(RAY), "job", "submit", "--address", f"http://{url}", "--working-dir", str(ROOT), "--"]
-    return subprocess.run(
-        [*submission, sys.executable, *command],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    for _ in range(10):
+        done = subprocess.run(
+            [*submission, sys.executable, *command],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        if "No available agent to submit job" not in done.stderr + done.stdout:
+            break
+        time.sleep(3)  # as Ray asks for where the machine is very busy
+    return done
 
 
 @pytest.mark.usefixtures("cluster")

@@ -191,7 +191,11 @@ class Host:
         role = ["--head", "--port=6379", f"--dashboard-host={self.address}"]
         if head is not None:
             role = [f"--address={head.address}:6379"]
-        self.run("ray", "start", *role, f"--node-ip-address={self.address}", *sizes, "--disable-usage-stats", *flags)
+        start = ["ray", "start", *role, f"--node-ip-address={self.address}", *sizes, "--disable-usage-stats", *flags]
+        for attempt in range(3):  # Ray gives a node that starts 30 s, which a busy machine may exceed
+            if self.run(*start, check=attempt == 2, timeout=300).returncode == 0:
+                return
+            self.run("ray", "stop", "--force", check=False)
 
 
 class Network:

@@ -1,6 +1,7 @@
 """Jobs that a host submits to the cluster, and what Ray's dashboard says of them."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,11 @@ def submit(
     """Submits a job of the project from a host to the dashboard at an address, and waits for its end."""
     address = ["--address", f"http://{head}:8265"]
     words = ["ray", "job", "submit", *address, "--working-dir", ".", "--", *command]
-    done = client.run(*words, environment=environment, timeout=limit_s, check=False)
+    for _ in range(10):
+        done = client.run(*words, environment=environment, timeout=limit_s, check=False)
+        if "No available agent to submit job" not in done.stdout:  # of a node that has just started, or is very busy
+            break
+        time.sleep(3)
     return Submitted(done.returncode, done.stdout)
 
 
