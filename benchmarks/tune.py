@@ -24,8 +24,9 @@ from optuna.trial import TrialState
 
 from sketchray.engine import Learner, to_metrics
 from sketchray.errors import RunError
-from sketchray.feed import EvalFeed, TrainFeed, batches
+from sketchray.feed import batches
 from sketchray.loop import METRIC, Loop
+from sketchray.order import EvalFeed, TrainFeed
 from sketchray.recipe import RECIPES, TrainConfig
 from sketchray.shards import ShardSet, open_shards
 from sketchray.tuning.search import EpochASHA, StudySearch

@@ -22,15 +22,17 @@ from sketchray.tuning import SweepConfig, tune
 from sketchray.tuning.study import CUT_OFF, Journal
 
 SMALL = ("family=conv", "conv_layers=1", "batch_size=64", "augmentation=none", "clipping=none", "schedule=constant")
-WAIT_S = 60.0  # for a clean-up that happens behind our back, on a busy machine
+OF_RAY_DATA = ("_StatsActor", "_AutoscalingCoordinatorActor")  # one of each a cluster, from its first use on
+WAIT_S = 120.0  # for a clean-up that happens behind our back, on a busy machine
 
 
 def alive() -> set[str]:
     """Actors and placement groups of the cluster that are not gone."""
     actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1000)
     groups = placement_group_table()
-    return {f"{actor.class_name} {actor.actor_id}" for actor in actors} | {
-        f"placement group {key}" for key, group in groups.items() if group["state"] != "REMOVED"
+    return {
+        *(f"{actor.class_name} {actor.actor_id}" for actor in actors if actor.class_name not in OF_RAY_DATA),
+        *(f"placement group {key}" for key, group in groups.items() if group["state"] != "REMOVED"),
     }
 
 
