@@ -94,7 +94,7 @@ def start(data: str, storage_path: Path, address: str, *flags: str) -> "subproce
     fixes = [word for fix in SMALL for word in ("--fix", fix)]
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--data", data, "--storage-path", str(storage_path)]
     command += ["--name", "killed", "--num-samples", "4", "--max-concurrent-trials", "1", *flags]
-    begun = ["--num-epochs", "3", "--scheduler", "none", *fixes]
+    begun = ["--num-epochs", "10", "--scheduler", "none", *fixes]
     return subprocess.Popen(
         command if "--resume" in flags else [*command, *begun],
         env={**os.environ, "RAY_ADDRESS": address},
@@ -111,10 +111,13 @@ def test_a_sweep_that_was_killed_goes_on(cluster: str, doodle_shards: str, tmp_p
     first = start(doodle_shards, tmp_path, cluster)
     until = time.monotonic() + 300
     while time.monotonic() < until and first.poll() is None:
-        trials: list[Any] = study_of(run).trials if (run / "optuna.journal").exists() else []
-        if len(trials) > 1 and trials[-1].state == TrialState.RUNNING and trials[-1].intermediate_values:
-            break
-        time.sleep(0.02)
+        if list(run.glob("trial_*")):
+            first.send_signal(signal.SIGSTOP)  # so that what is seen is what the kill meets
+            trials = study_of(run).trials
+            if len(trials) > 1 and trials[-1].state == TrialState.RUNNING and trials[-1].intermediate_values:
+                break
+            first.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     _, shown = first.communicate()
     assert first.returncode == -signal.SIGKILL, shown
@@ -133,7 +136,7 @@ def test_a_sweep_that_was_killed_goes_on(cluster: str, doodle_shards: str, tmp_p
     assert trials[len(dead) - 1].user_attrs["fate"] == CUT_OFF
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(finished) == 4
-    assert all(list(trial.intermediate_values) == [1, 2, 3] for trial in finished)
+    assert all(list(trial.intermediate_values) == list(range(1, 11)) for trial in finished)
     assert len({trial.user_attrs["directory"] for trial in finished}) == 4
     orphan = trials[len(dead) - 1]
     went_on = next(trial for trial in finished if trial.user_attrs.get("again") == orphan.number)
