@@ -18,6 +18,7 @@ from sketchray.tuning.search import Bookkeeper, Entry, EpochASHA, StudySearch
 from sketchray.tuning.space import DIMENSIONS, PRESETS, Space, choices_of, count_parameters, needs, propose
 from sketchray.tuning.study import CUT_OFF, JOURNAL, Journal, ended, open_study, prepare
 from sketchray.tuning.sweep import DRIVER_CPUS, share_out
+from sketchray.tuning.trial import OneWorkerTrial
 
 
 def make_space(**changes: Any) -> Space:
@@ -164,9 +165,13 @@ def test_what_a_dead_sweep_left_is_proposed_again_and_presets_once(tmp_path: Pat
     states = [trial.state for trial in again.study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING, TrialState.WAITING]
     assert [again.study.trials[number].user_attrs["fate"] for number in (0, 2)] == [CUT_OFF, CUT_OFF]
-    for before, number in ((first, 3), (third, 4)):
+    for before, number, told in ((first, 3, 1), (third, 4, 0)):
         proposal = again.suggest(str(number))
-        assert proposal == {**before, "number": number}  # and its directory, whose checkpoint it goes on from
+        assert proposal == {
+            **before,
+            "number": number,
+            "told": told,
+        }  # and goes on in its directory
     assert again.study.trials[3].intermediate_values == {1: 0.5}
     assert [trial.user_attrs.get("preset") for trial in again.study.trials] == ["homl", None, None, "homl", None]
     new = again.suggest("new")
@@ -329,3 +334,26 @@ def test_the_page_shows_what_was_tried_and_loads_nothing(tmp_path: Path) -> None
     assert '<tr><th scope="row">9</th><td>no message</td></tr>' in page
     batch_size = search.study.best_trial.user_attrs["config"]["batch_size"]
     assert f'<tr><th scope="row">batch_size</th><td>{batch_size}</td></tr>' in page
+
+
+def test_a_trial_that_was_cut_off_tells_what_nobody_heard_of(doodle_shards: str, tmp_path: Path) -> None:
+    """As a kill leaves it between a checkpoint and the study: no matter behind which epoch."""
+    config = make_space(num_classes=10, num_epochs=2, fix=["family=conv", "conv_layers=1", "batch_size=64"])
+    proposal = {"config": config.draw(random.Random(0)).model_dump(mode="json"), "directory": "one", "told": 0}
+
+    def begin(told: int) -> OneWorkerTrial:
+        trial = OneWorkerTrial.__new__(OneWorkerTrial)  # Ray Tune's own set-up needs its session
+        trial.setup({**proposal, "told": told}, data=doodle_shards, run=str(tmp_path), threads=1)
+        return trial
+
+    trial = begin(0)
+    first = trial.step()
+    trial.cleanup()
+    assert (first["epoch"], first["done"]) == (1, False)
+    trial = begin(0)
+    again, second = trial.step(), trial.step()
+    assert again == first
+    assert (second["epoch"], second["done"]) == (2, True)
+    trial.cleanup()
+    assert begin(1).step() == begin(2).step() == second
+    assert [step["done"] for step in (again, second)] == [False, True]

@@ -66,22 +66,23 @@ class StudySearch(Searcher):
         self.entries: dict[int, Entry] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Returns the next proposal: `config`, `directory` and the trial's `number` in the study."""
+        """Returns the next proposal: `config`, `directory`, the trial's `number`, and the last epoch `told` of it."""
         del trial_id
         trial = self.study.ask()
         config = self.space.suggest(trial)
         directory = str(trial.user_attrs.get("directory", f"trial_{trial.number:05d}"))
-        for step, value in trial.user_attrs.get("before", {}).items():  # of a trial that was cut off
-            trial.report(value, int(step))
+        before = {int(step): value for step, value in trial.user_attrs.get("before", {}).items()}
+        for step, value in before.items():  # of a trial that was cut off
+            trial.report(value, step)
         proposal: dict[str, Any] = {"config": config.model_dump(mode="json"), "directory": directory}
         for key, note in proposal.items():
             trial.set_user_attr(key, note)
         trial.set_user_attr("parameters", count_parameters(config.model, self.space.num_classes))
         self.publish()
         entry = Entry(trial.number, summary(proposal["config"], trial.user_attrs.get("preset")))
-        entry.values = {int(step): value for step, value in trial.user_attrs.get("before", {}).items()}
+        entry.values = before
         self.asked[trial.number], self.entries[trial.number] = trial, entry
-        return {**proposal, "number": trial.number}
+        return {**proposal, "number": trial.number, "told": max(before, default=0)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `Bookkeeper` knows more of how a trial ended."""

@@ -30,7 +30,7 @@ class OneWorkerTrial(Trainable):
         """Opens the drawings, once for all trials of this process, and begins the first.
 
         Args:
-            config: what the search proposed: `config` and `directory`.
+            config: what the search proposed: `config`, `directory`, and up to which epoch it has `told` the study.
             data: directory or URI of the shards.
             run: of the sweep.
             threads: of PyTorch.
@@ -58,11 +58,14 @@ class OneWorkerTrial(Trainable):
         self.keeper = Keeper(directory)
         self.loop = make_loop(config, self.shards, directory, self.keeper)
         self.epochs = self.loop.epochs()
+        # A checkpoint is there before the study hears of its epoch, so a kill between the two is made good here.
+        self.untold = [metrics for metrics in self.loop.history if metrics["epoch"] > proposal["told"]]
 
     def step(self) -> dict[str, Any]:
-        """Trains an epoch and returns its metrics; those of the last one again if the trial was cut off behind it."""
-        metrics = next(self.epochs, None) or self.loop.history[-1]
-        return {**metrics, "done": self.loop.is_over}
+        """Trains an epoch and returns its metrics; of a trial that was cut off, first those that nobody heard of."""
+        metrics = self.untold.pop(0) if self.untold else next(self.epochs, None)
+        # Without another epoch it was cut off behind its last one.
+        return {**(metrics or self.loop.history[-1]), "done": self.loop.is_over and not self.untold}
 
 
 def make_loop(config: TrainConfig, shards: ShardSet, directory: str, keeper: Keeper) -> Loop:
