@@ -14,7 +14,7 @@ from plain_server import serving
 @pytest.mark.parametrize(("row", "limit"), [("bytes", "--requests=150"), ("schema", "--seconds=4")])
 def test_nothing_is_answered_with_a_fault_of_ours(row: str, limit: str, tmp_path: Path) -> None:
     findings = tmp_path / "findings"
-    with serving(timeout_s=1, batch_timeout_s=1) as url:
+    with serving() as url:
         command = [sys.executable, str(ROOT / "benchmarks" / "serve_fuzz.py"), "--url", url, "--rows", row]
         done = subprocess.run(
             [*command, limit, "--findings", str(findings)], capture_output=True, text=True, check=False
