@@ -57,10 +57,10 @@ class Arguments:
 
     data: str
     out: Path
-    budget_s: float = 60.0
+    budget_s: float = 300.0
     seeds: tuple[int, ...] = (0, 1, 2)
     num_epochs: int = 6
-    max_params: int = 200_000
+    max_params: int = 100_000
     final_epochs: int = 12
     picture: Path | None = None
 
@@ -235,15 +235,18 @@ def main() -> None:
         mean = 100 * statistics.mean(line["best"] for line in group)
         trials = ", ".join(str(line["trials"]) for line in group)
         print(f"| {name} | {len(group)} | {trials} | {each} | {mean:.1f} | {times} |")
-    print(
-        f"\n| {arguments.final_epochs} epochs | parameters | CPU s | valid top-1 | test top-1 |\n|---|---|---|---|---|"
-    )
-    for line in read():
-        if "final" in line:
-            print(
-                f"| {line['final']} | {line['parameters']:,} | {line['cpu_s']:.0f} | {100 * line['valid']:.1f} "
-                f"| {100 * line['test']:.1f} |"
-            )
+    trained = [line for line in read() if "final" in line]
+    if trained:
+        print(
+            f"\n| {arguments.final_epochs} epochs | parameters | CPU s | valid top-1 | test top-1 |\n"
+            + "|---" * 5
+            + "|"
+        )
+    for line in trained:
+        print(
+            f"| {line['final']} | {line['parameters']:,} | {line['cpu_s']:.0f} | {100 * line['valid']:.1f} "
+            f"| {100 * line['test']:.1f} |"
+        )
     if arguments.picture is not None:
         draw(searches, arguments.budget_s, arguments.picture)
 
