@@ -50,7 +50,7 @@ def run(
         _stop_ray()
         if debug:
             raise
-        known = find_error(error)
+        known = error if isinstance(error, ValidationError) else find_error(error)
         message = describe(known) if known is not None else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"error: {message.splitlines()[0]}", file=sys.stderr)  # Ray adds lines of advice of its own
         sys.exit(1)
