@@ -20,7 +20,7 @@ demo: setup
 
 # In two processes: the tests that share the Ray cluster, and all others.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 15
 
 # Several hosts on this machine, as root; TESTS="-k shared" chooses some. Debian: iproute2 openssh-server rsync curl
 test-cluster: setup
