@@ -57,8 +57,8 @@ def free_port() -> int:
 def isolate_serve() -> None:
     """Lets the Serve of a cluster that this process starts next run beside others on the machine, and stop soon."""
     os.environ.update(ENVIRONMENT)  # as serve_config.yaml has it
-    # A replica that stops waits so long for HAProxy to leave it alone (Ray's default is 30 s); at 0, a request that is on
-    # its way is cut off now and then, and HAProxy answers 500.
+    # A replica that stops waits so long for HAProxy to leave it alone (Ray's default is 30 s). At 0, a request that is
+    # on its way is cut off now and then, and HAProxy answers 500.
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"
     for name in ("HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP"):
         os.environ[f"RAY_SERVE_{name}_PORT"] = str(free_port())
