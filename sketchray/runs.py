@@ -253,9 +253,8 @@ def keep_best(run: str) -> None:
     """Removes all checkpoints of a run that is over but the best."""
     metas = _checkpoints(run)
     best = max(metas, key=lambda name: metas[name].metrics.get("val_top1", -1.0), default=None)
-    filesystem, _ = open_filesystem(run)
     for name in metas.keys() - {best}:
-        _remove(filesystem, open_filesystem(child(run, name))[1])
+        _remove(*open_filesystem(child(run, name)))
 
 
 def check_data(run: str, shards: ShardSet) -> None:
