@@ -211,8 +211,9 @@ def strike(service: Service, arguments: Arguments, records: list[str], fault: Fa
     }
     name, target, replicas, sent = names[fault]
     service.deploy(replicas=replicas)
-    victim = wait_for(lambda: service.processes(target), replicas if target == REPLICA else 1)[0]
+    wait_for(lambda: service.processes(target), replicas if target == REPLICA else 1)
     with Clients(service.port, records, arguments.clients, arguments.pause_s) as clients:
+        victim = service.processes(target)[-1]  # an older HAProxy is one that ends
         began = time.time()
         victim.send_signal(sent)
         time.sleep(5)
@@ -271,29 +272,36 @@ def overload(service: Service, arguments: Arguments, records: list[str]) -> str:
     url = f"http://127.0.0.1:{service.port}/v1/classify"
     (replica,) = wait_for(lambda: service.processes(REPLICA), 1)
     wrk(url, script, connections=32, seconds=20)
+    with Clients(service.port, records, 1, 0.01) as idle:
+        time.sleep(10)
     with Clients(service.port, records, 1, 0.01) as calm:
+        calm.done.clear()
         full = wrk(url, script, connections=31, seconds=10)
+        calm_done = list(calm.done)
     before = replica.memory_info().rss / 1e6
     with Clients(service.port, records, arguments.clients, arguments.pause_s) as clients:
+        clients.done.clear()  # those of before the load
         load = wrk(url, script, connections=arguments.overload_connections, seconds=arguments.overload_s)
+        done = list(clients.done)
     after = replica.memory_info().rss / 1e6
     began = time.time()
     with Clients(service.port, records, 1, 0.01) as later:
         time.sleep(10)
-    refusals = [one for one in clients.done if one.status == 503]
-    accepted = [one for one in clients.done if one.status == 200]
+    refusals = [one for one in done if one.status == 503]
+    accepted = [one for one in done if one.status == 200]
     troubled = [one.ended - began for one in later.done if one.status != 200]
     asked = load.requests_per_s + load.failed / arguments.overload_s
-    calm_p99 = quantile([one for one in calm.done if one.status == 200], 99)
+    idle_p99, calm_p99 = (quantile([one for one in some if one.status == 200], 99) for some in (idle.done, calm_done))
     return "\n".join(
         (
             f"capacity {full.requests_per_s:.0f}/s; for {arguments.overload_s:.0f} s {asked:,.0f}/s were asked",
             f"{load.requests_per_s:.0f}/s of them were answered",
-            f"p99 of the accepted {quantile(accepted, 99):.0f} ms, at full load without refusals {calm_p99:.0f} ms",
+            f"p99 of the accepted {quantile(accepted, 99):.0f} ms (median {quantile(accepted, 50):.0f} ms)",
+            f"p99 at full load without refusals {calm_p99:.0f} ms, of one client alone {idle_p99:.0f} ms",
             f"refusals after {quantile(refusals, 50):.0f} ms (median), {quantile(refusals, 99):.0f} ms (p99)",
             f"memory of the replica {before:.0f} MB before, {after:.0f} MB after",
             f"after it {len(troubled)} of {len(later.done)} failed, the last {max(troubled, default=0):.1f} s later",
-            f"other answers than 200 and 503: {[one.status for one in clients.done if one.status not in (200, 503)]}",
+            f"other answers than 200 and 503: {[one.status for one in done if one.status not in (200, 503)]}",
         )
     )
 

@@ -12,7 +12,7 @@ LINES = (
     # What a replica may work on at a time. More wait here, where it costs nothing, and not for long: a queue only makes
     # everyone wait, and a refusal in a replica takes the time of an answer.
     "default-server maxconn 32",
-    "timeout queue 150ms",
+    "timeout queue 60ms",
     # A request goes to a replica when it is whole, or 16 KiB of it are there: a slow client holds no place.
     "option http-buffer-request",
     "timeout http-request 10s",
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_RETRIES": "2",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     # HAProxy itself is looked at so often, and started anew after three bad answers (Ray's default is each 10 s).
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     # A replica's routes run in the event loop that gets the requests, which saves two hops; the model has a thread.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # A connection on which nothing comes for so long is closed (Ray's default is an hour).
