@@ -94,7 +94,7 @@ def start(data: str, storage_path: Path, address: str, *flags: str) -> "subproce
     fixes = [word for fix in SMALL for word in ("--fix", fix)]
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--data", data, "--storage-path", str(storage_path)]
     command += ["--name", "killed", "--num-samples", "4", "--max-concurrent-trials", "1", *flags]
-    begun = ["--num-epochs", "10", "--scheduler", "none", *fixes]
+    begun = ["--num-epochs", "10", "--scheduler", "none", "--pareto", *fixes]
     return subprocess.Popen(
         command if "--resume" in flags else [*command, *begun],
         env={**os.environ, "RAY_ADDRESS": address},
@@ -143,4 +143,12 @@ def test_a_sweep_that_was_killed_goes_on(cluster: str, doodle_shards: str, tmp_p
     assert went_on.params == orphan.params
     assert went_on.user_attrs["directory"] == orphan.user_attrs["directory"]
     assert went_on.intermediate_values.items() >= orphan.intermediate_values.items()
+    # Its two objectives are those of the trials, and its front is the one that Optuna sees.
+    assert all(trial.values == [trial.values[0], trial.user_attrs["drawings_per_s"]] for trial in finished)
+    front = json.loads((run / "pareto.json").read_text())
+    assert result["pareto"] == str(run / "pareto.json")
+    assert {member["trial"] for member in front} == {trial.number for trial in study_of(run).best_trials}
+    assert front[0]["val_top1"] == result["metrics"]["val_top1"] == max(trial.values[0] for trial in finished)
+    assert checkpoints.read_meta(front[0]["checkpoint"]).metrics["val_top1"] == front[0]["val_top1"]
+    assert "<h2>Accuracy beside speed</h2>" in (run / "sweep.html").read_text()
     assert_nothing_is_left(before)

@@ -6,18 +6,22 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from sketchray.cluster import Cluster
 from sketchray.errors import RunError
+from sketchray.model import ModelConfig
 from sketchray.recipe import RECIPES, TrainConfig
+from sketchray.shards import open_shards
 from sketchray.tuning import SweepConfig, sweep_defaults
 from sketchray.tuning.page import render
+from sketchray.tuning.pareto import FrontASHA, Speedometer
+from sketchray.tuning.plan import DRIVER_CPUS, share_out
 from sketchray.tuning.scoreboard import Scoreboard
 from sketchray.tuning.search import Bookkeeper, Entry, EpochASHA, StudySearch
 from sketchray.tuning.space import DIMENSIONS, PRESETS, Space, choices_of, count_parameters, needs, propose
-from sketchray.tuning.study import CUT_OFF, JOURNAL, Journal, ended, open_study, prepare
-from sketchray.tuning.sweep import DRIVER_CPUS, share_out
+from sketchray.tuning.study import CUT_OFF, JOURNAL, Journal, ended, front_of, note_epoch, open_study, prepare
 from sketchray.tuning.trial import OneWorkerTrial
 
 
@@ -220,6 +224,42 @@ def test_asha_stops_who_lags_but_nobody_behind_the_last_epoch() -> None:
         assert scheduler.on_trial_result(None, trial, {"epoch": 3.0, "val_top1": 0.0}) == "CONTINUE"
         assert scheduler.on_trial_result(None, trial, {"epoch": 1.0, "val_top1": 0.3}) == fate
         assert scheduler.stopped == ({7} if fate == "STOP" else set())
+
+
+def test_with_two_objectives_a_trial_is_stopped_only_for_those_at_least_as_fast() -> None:
+    speeds = {1: 100.0, 2: 200.0, 3: 50.0, 4: 300.0, 5: 100.0}
+    scheduler = FrontASHA(4, 1, 3, speeds=speeds)
+    fates = {}
+    for number, value in ((1, 0.6), (2, 0.5), (3, 0.55), (4, 0.1), (5, 0.3)):
+        trial: Any = type("Trial", (), {"trial_id": str(number), "config": {"number": number}})
+        fates[number] = scheduler.on_trial_result(None, trial, {"epoch": 1.0, "val_top1": value})
+        assert scheduler.on_trial_result(None, trial, {"epoch": 2.0, "val_top1": 0.0}) == "CONTINUE"  # between rungs
+    # 3 is slower than both before it, one of which is better; nobody is as fast as 4; 1 and 2 are no slower than 5.
+    assert fates == {1: "CONTINUE", 2: "CONTINUE", 3: "STOP", 4: "CONTINUE", 5: "STOP"}
+    assert scheduler.stopped == {3, 5}
+
+
+def test_the_front_is_who_is_beaten_by_nobody_in_both() -> None:
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    for values in ((0.7, 10.0), (0.7, 20.0), (0.6, 15.0), (0.5, 40.0), (0.5, 30.0), (0.4, 41.0)):
+        trial = study.ask()
+        note_epoch(trial, 1, values[0])
+        trial.set_user_attr("drawings_per_s", values[1])
+        study.tell(trial, values)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    assert [trial.number for trial in front_of(study.trials)] == [1, 3, 5]
+    assert {trial.number for trial in study.best_trials} == {1, 3, 5}
+
+
+def test_a_larger_model_is_slower(doodle_shards: str) -> None:
+    threads = torch.get_num_threads()
+    measure = Speedometer(open_shards(doodle_shards))
+    torch.set_num_threads(threads)
+    speeds = [
+        measure(TrainConfig(model=ModelConfig(conv_channels=(), conv_kernels=(), conv_strides=(), rnn_size=size)))
+        for size in (16, 256)
+    ]
+    assert speeds[0] > 2 * speeds[1] > 0
 
 
 @pytest.mark.parametrize(

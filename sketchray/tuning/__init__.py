@@ -4,10 +4,12 @@ dimensions space   what may be tried
 study              what was tried: Optuna's storage, the only memory
 search             between Ray Tune and the study
 trial              one trial
-sweep              the driver
+pareto             accuracy beside speed
+plan sweep         what is asked for; the driver
 scoreboard page    what is seen of it, while it runs and at the end
 """
 
-from sketchray.tuning.sweep import SweepConfig, sweep_defaults, tune
+from sketchray.tuning.plan import SweepConfig, sweep_defaults
+from sketchray.tuning.sweep import tune
 
 __all__ = ["SweepConfig", "sweep_defaults", "tune"]

@@ -46,6 +46,7 @@ class Tried:
         preset: that it is, if it is one.
         reason: why it failed.
         what: the configuration in a few words.
+        speed: drawings/s, where they count; else 0.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Tried:
     preset: str
     reason: str
     what: str
+    speed: float = 0.0
 
     @property
     def best(self) -> float:
@@ -94,6 +96,29 @@ def history(trials: Sequence[Tried]) -> str:
         x_ticks=[(_place(value, x_ticks), f"{value:g}") for value in x_ticks],
         y_ticks=[(_place(value, y_ticks), f"{value:.0%}") for value in y_ticks],
         keys={"best so far": '<path class="line train front" d="M0 5H20"/>', **keys_of(shown)},
+    )
+
+
+def front(trials: Sequence[Tried], best: Sequence[Tried]) -> str:
+    """Returns the chart of accuracy against drawings/s, on a logarithmic axis, with the front as a line."""
+    shown = [trial for trial in trials if trial.curve and trial.speed]
+    y_ticks = _shares(shown)
+    low, high = min(trial.speed for trial in shown), max(trial.speed for trial in shown)
+    scale = Scale(Range(low / 1.1, high * 1.1, log=True), [])
+
+    def at(trial: Tried) -> tuple[float, float]:
+        return scale.place(trial.speed), _place(trial.best, y_ticks)
+
+    marks = [_dot(*at(trial), LOOKS.get(trial.fate, "rest"), _told(trial)) for trial in shown]
+    path = "L".join(f"{x:.2f} {100 - y:.2f}" for x, y in map(at, best))
+    return frame(
+        "Validation top-1 beside drawings/s",
+        f'<path class="line train front" d="M{path}"/>' + "".join(marks),
+        label=f"{len(shown)} trials, {len(best)} of them on the front",
+        x="drawings/s",
+        x_ticks=scale.ticks,
+        y_ticks=[(_place(value, y_ticks), f"{value:.0%}") for value in y_ticks],
+        keys={"front": '<path class="line train front" d="M0 5H20"/>', **keys_of(shown)},
     )
 
 

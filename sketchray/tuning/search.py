@@ -14,8 +14,9 @@ from ray.tune.search import Searcher
 
 from sketchray.errors import find_error
 from sketchray.loop import METRIC
+from sketchray.recipe import TrainConfig
 from sketchray.tuning.space import Space, count_parameters
-from sketchray.tuning.study import FAILED, FINISHED, STOPPED, TIMED_OUT, ended
+from sketchray.tuning.study import FAILED, FINISHED, SPEED, STOPPED, TIMED_OUT, ended, note_epoch
 from sketchray.tuning.summary import summary
 
 if TYPE_CHECKING:
@@ -57,11 +58,19 @@ class StudySearch(Searcher):
         study: Optuna's.
         space: what may be proposed.
         publish: is called after each change of the study.
+        measure: drawings/s of a configuration, which are the second objective; without it there is one.
     """
 
-    def __init__(self, study: "optuna.Study", space: Space, publish: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        study: "optuna.Study",
+        space: Space,
+        publish: Callable[[], None],
+        measure: Callable[[TrainConfig], float] | None = None,
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.study, self.space, self.publish = study, space, publish
+        self.study, self.space, self.publish, self.measure = study, space, publish, measure
+        self.speeds = {trial.number: trial.user_attrs.get(SPEED, 0.0) for trial in study.get_trials(deepcopy=False)}
         self.asked: dict[int, optuna.Trial] = {}
         self.entries: dict[int, Entry] = {}
 
@@ -73,11 +82,14 @@ class StudySearch(Searcher):
         directory = str(trial.user_attrs.get("directory", f"trial_{trial.number:05d}"))
         before = {int(step): value for step, value in trial.user_attrs.get("before", {}).items()}
         for step, value in before.items():  # of a trial that was cut off
-            trial.report(value, step)
+            note_epoch(trial, step, value)
         proposal: dict[str, Any] = {"config": config.model_dump(mode="json"), "directory": directory}
         for key, note in proposal.items():
             trial.set_user_attr(key, note)
         trial.set_user_attr("parameters", count_parameters(config.model, self.space.num_classes))
+        if self.measure is not None:
+            self.speeds[trial.number] = round(self.measure(config), 1)
+            trial.set_user_attr(SPEED, self.speeds[trial.number])
         self.publish()
         entry = Entry(trial.number, summary(proposal["config"], trial.user_attrs.get("preset")))
         entry.values = before
@@ -174,7 +186,7 @@ class Bookkeeper(Callback):
         number, epoch = trial.config["number"], int(result["epoch"])
         entry = self.search.entries[number]
         if epoch not in entry.values:
-            self.search.asked[number].report(result[METRIC], epoch)
+            note_epoch(self.search.asked[number], epoch, result[METRIC])
             entry.epochs += 1
         entry.values[epoch] = result[METRIC]
         self.search.publish()
@@ -202,7 +214,10 @@ class Bookkeeper(Callback):
         notes = {"fate": fate, "reason": reason, "seconds": round(entry.seconds, 3)}
         for key, note in notes.items():
             trial.set_user_attr(key, note)
-        if fate == FINISHED and entry.values:
+        if self.search.measure is not None and fate != FAILED and entry.values:
+            # Whatever it has reached counts: of two objectives Optuna can use nothing that is pruned.
+            self.search.study.tell(trial, [max(entry.values.values()), self.search.speeds[number]])
+        elif fate == FINISHED and entry.values:
             self.search.study.tell(trial, max(entry.values.values()))
         elif fate in (STOPPED, TIMED_OUT) and entry.values:
             self.search.study.tell(trial, state=TrialState.PRUNED)

@@ -6,8 +6,8 @@ goes on from there: nothing that Ray Tune remembers is read again.
 How a trial ended is its `fate`:
 
     finished   it trained to the end                         COMPLETE in Optuna
-    stopped    ASHA stopped it                               PRUNED
-    timed out  the time of the whole sweep was over          PRUNED, or FAIL before its first epoch
+    stopped    ASHA stopped it                               PRUNED; with two objectives COMPLETE
+    timed out  the time of the whole sweep was over          the same, or FAIL before its first epoch
     failed     it raised, its loss was NaN, or it was killed FAIL
     cut off    the sweep died under it; it is proposed again FAIL
 """
@@ -15,7 +15,7 @@ How a trial ended is its `fate`:
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "optuna.journal"
+SPEED = "drawings_per_s"  # the second objective, among a trial's notes
 FINISHED, STOPPED, TIMED_OUT, FAILED, CUT_OFF = "finished", "stopped", "timed out", "failed", "cut off"
 
 
@@ -76,7 +77,7 @@ def _mend(file: Path) -> None:
 
 
 def open_study(
-    run: str, name: str, *, url: str | None, seed: int, sampler: str, resume: bool
+    run: str, name: str, *, url: str | None, seed: int, sampler: str, resume: bool, pareto: bool = False
 ) -> tuple["optuna.Study", Callable[[], None]]:
     """Returns the study of a sweep, and what publishes a change of it.
 
@@ -87,6 +88,7 @@ def open_study(
         seed: of the proposals; a sweep that goes on does not repeat them.
         sampler: `tpe` or `random`.
         resume: whether the study may be there already.
+        pareto: whether it has two objectives, accuracy and speed.
 
     Raises:
         RunError: the storage cannot be opened, or has a study of that name that is not to be resumed.
@@ -105,7 +107,8 @@ def open_study(
         raise RunError(
             f"--optuna-storage {url}: it has a study {name!r} already; choose another --name, or --resume it"
         )
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    directions = [optuna.study.StudyDirection.MAXIMIZE] * (1 + pareto)
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     seed += len(study.get_trials(deepcopy=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -146,6 +149,14 @@ def prepare(study: "optuna.Study", space: Space, *, presets: bool) -> None:
             study.enqueue_trial(preset, user_attrs={"preset": name})
 
 
+def note_epoch(trial: "optuna.Trial", epoch: int, value: float) -> None:
+    """Tells the study what a trial has reached.
+
+    `Trial.report` refuses where there are two objectives, since Optuna's pruners know but one; the storage takes it.
+    """
+    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+
 def ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     """Returns the trials that are over and count: all but those that were cut off, which are proposed again."""
     return [
@@ -153,3 +164,19 @@ def ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
         for trial in study.get_trials(deepcopy=False)
         if trial.state.is_finished() and trial.user_attrs.get("fate") != CUT_OFF
     ]
+
+
+def front_of(trials: "Iterable[optuna.trial.FrozenTrial]") -> "list[optuna.trial.FrozenTrial]":
+    """Returns the Pareto front, the most accurate first: nobody is better in one objective and as good in the other.
+
+    A trial that failed counts with the epochs that it ended before, since their checkpoint is there.
+    """
+
+    def both(trial: "optuna.trial.FrozenTrial") -> tuple[float, float]:
+        return max(trial.intermediate_values.values()), trial.user_attrs[SPEED]
+
+    found: list[optuna.trial.FrozenTrial] = []
+    for trial in sorted((trial for trial in trials if trial.intermediate_values), key=both, reverse=True):
+        if not found or both(trial)[1] > both(found[-1])[1]:
+            found.append(trial)
+    return found

@@ -1,136 +1,32 @@
-"""The driver of a sweep: what it is, whether the cluster has room for it, and the whole of it in one function."""
+"""The driver of a sweep, the whole of it in one function."""
 
-import argparse
-import contextlib
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import pyarrow.fs as pafs
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from sketchray import checkpoint as checkpoints
-from sketchray.cluster import DATA_CPUS, Cluster, check_shared, connect, cpus_per_worker, tell_if_busy
+from sketchray.cluster import check_shared, connect, tell_if_busy
 from sketchray.errors import RunError
+from sketchray.loop import METRIC
 from sketchray.order import TrainFeed
 from sketchray.recipe import TrainConfig
-from sketchray.runs import claim_directory, first_difference, keep_best
-from sketchray.shards import open_shards
-from sketchray.storage import absolute, child, open_filesystem
+from sketchray.runs import keep_best
+from sketchray.shards import ShardSet, open_shards
+from sketchray.storage import absolute, child
 from sketchray.tuning.dimensions import values
 from sketchray.tuning.page import render
+from sketchray.tuning.plan import DRIVER_CPUS, SweepConfig, claim_sweep, share_out, stored_sweep
 from sketchray.tuning.scoreboard import Scoreboard
 from sketchray.tuning.space import Space
-from sketchray.tuning.study import FAILED, STOPPED, ended, open_study, prepare
+from sketchray.tuning.study import FAILED, SPEED, STOPPED, ended, front_of, open_study, prepare
 
 if TYPE_CHECKING:
     import optuna
 
-BEST, PAGE, SWEEP = "best.json", "sweep.html", "sweep.json"
-DRIVER_CPUS = 0.01  # of a trial with several workers; Ray Tune wants it to reserve something, and it only waits
-
-
-class SweepConfig(BaseModel):
-    """How is searched.
-
-    Attributes:
-        num_samples: trials.
-        num_epochs: of a trial that is not stopped.
-        grace_epochs: that each trial gets before it may be stopped.
-        reduction_factor: one trial in so many goes on at each rung of ASHA.
-        max_params: of a model; a proposal that is larger is made smaller.
-        sampler: `tpe` learns from the trials before, `random` does not.
-        scheduler: `asha` stops the trials that lag, `none` lets all train to the end.
-        presets: whether the named presets are tried first, those that the space has.
-        seed: of the search and of every trial.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_samples: int = Field(20, ge=1)
-    num_epochs: int = Field(8, ge=1)
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-    max_params: int = Field(2_500_000, ge=1)
-    sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
-    presets: bool = True
-    seed: int = Field(0, ge=0)
-
-
-def stored_sweep(storage_path: str, name: str) -> dict[str, Any] | None:
-    """Returns what a sweep was started with: `sweep`, `space`, `fix`; None if there is no such sweep."""
-    filesystem, path = open_filesystem(child(absolute(storage_path), f"{name}/{SWEEP}"))
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        return None
-    with filesystem.open_input_file(path) as file:
-        stored: dict[str, Any] = json.loads(file.read())
-    return stored
-
-
-def sweep_defaults(arguments: Sequence[str]) -> dict[str, SweepConfig]:
-    """Returns what the flags of a sweep start from: those of the sweep that is resumed, or none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--storage-path")
-    parser.add_argument("--name")
-    parser.add_argument("--resume", action="store_true")
-    with contextlib.suppress(argparse.ArgumentError):  # the full parser says what is wrong
-        known, _ = parser.parse_known_args(list(arguments))
-        if known.resume and known.storage_path and known.name:
-            stored = stored_sweep(known.storage_path, known.name)
-            if stored is not None:
-                return {"sweep": SweepConfig.model_validate(stored["sweep"])}
-    return {}
-
-
-def _claim(started_with: dict[str, Any], storage_path: str, name: str, *, resume: bool) -> str:
-    """Returns the sweep's directory, new or resumed; a sweep may be resumed with another number of trials only."""
-    if not resume:
-        return claim_directory(storage_path, name, {SWEEP: json.dumps(started_with, indent=1)})
-    run, stored = child(storage_path, name), stored_sweep(storage_path, name)
-    if stored is None:
-        raise RunError(f"--resume: there is no sweep {run}; leave out --resume to start it")
-    stored["sweep"]["num_samples"] = started_with["sweep"]["num_samples"]
-    differing = first_difference(stored["sweep"], started_with["sweep"])
-    for key in ("space", "fix", "journal"):
-        if stored[key] != started_with[key]:
-            differing = key, stored[key], started_with[key]
-    if differing:
-        where, before, now = differing
-        raise RunError(f"--resume: {run} was started with {where}={before}, not {now}; resume it as it was started")
-    return run
-
-
-def share_out(
-    cluster: Cluster, num_workers: int, asked: int | None, num_samples: int, *, use_gpu: bool = False
-) -> tuple[int, dict[str, float]]:
-    """Returns how many trials run at a time, and what each of their workers reserves, by Ray's resource names.
-
-    A trial of one worker reads its drawings itself; several read them by Ray Data, for which a whole CPU stays free,
-    and have a driver.
-
-    Raises:
-        RunError: that could never be scheduled; the message has the sum.
-    """
-    if asked is not None and asked < 1:
-        raise RunError(f"--max-concurrent-trials {asked}: must be at least 1")
-    cpus_per_worker(cluster, num_workers, use_gpu=use_gpu)
-    kind, has = ("GPUs", cluster.gpus) if use_gpu else ("CPUs", cluster.cpus)
-    most = int(has // num_workers)
-    if asked is not None and asked > most:
-        others = f", {DATA_CPUS:g} CPU for Ray Data and {asked} drivers" if num_workers > 1 else ""
-        raise RunError(
-            f"--max-concurrent-trials {asked}: {asked} trials x {num_workers} workers = {asked * num_workers} {kind}"
-            f"{others} are more than the cluster's {has:g} {kind}; ask for at most {most}, or add nodes"
-        )
-    concurrent = max(1, min(asked or most, num_samples))
-    beside = DATA_CPUS + concurrent * DRIVER_CPUS if num_workers > 1 else 0.0
-    cpus = (cluster.cpus - beside) / (num_workers * concurrent)
-    cpus = min(1.0, int(cpus * 1000) / 1000)  # rounded down, so that the sum stays within the cluster
-    return concurrent, {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
+BEST, FRONT, PAGE = "best.json", "pareto.json", "sweep.html"
 
 
 def tune(
@@ -198,8 +94,16 @@ def tune(
         "fix": list(fix),
         "journal": optuna_storage is None,
     }
-    run = _claim(started_with, storage_path, name, resume=resume)
-    study, publish = open_study(run, name, url=optuna_storage, seed=sweep.seed, sampler=sweep.sampler, resume=resume)
+    run = claim_sweep(started_with, storage_path, name, resume=resume)
+    study, publish = open_study(
+        run,
+        name,
+        url=optuna_storage,
+        seed=sweep.seed,
+        sampler=sweep.sampler,
+        resume=resume,
+        pareto=sweep.pareto,
+    )
     prepare(study, bounds, presets=sweep.presets)
     publish()
     tell_if_busy(concurrent * num_workers * worker["CPU"], concurrent * num_workers * worker.get("GPU", 0.0))
@@ -210,6 +114,7 @@ def tune(
             study,
             bounds,
             publish,
+            shards,
             data=data,
             run=run,
             num_workers=num_workers,
@@ -227,6 +132,7 @@ def _search(
     study: "optuna.Study",
     space: Space,
     publish: Any,
+    shards: ShardSet,
     *,
     data: str,
     run: str,
@@ -241,15 +147,17 @@ def _search(
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     import ray.tune
 
+    from sketchray.tuning.pareto import FrontASHA, Speedometer
     from sketchray.tuning.search import Bookkeeper, EpochASHA, StudySearch, past_trials
     from sketchray.tuning.trial import OneWorkerTrial, train_with_workers
 
     over = ended(study)
-    search = StudySearch(study, space, publish)
+    search = StudySearch(study, space, publish, Speedometer(shards) if sweep.pareto else None)
     scheduler: Any = None  # first in, first out
     stopped: set[int] = set()
     if sweep.scheduler == "asha":
-        scheduler = EpochASHA(sweep.num_epochs, sweep.grace_epochs, sweep.reduction_factor, past_trials(study))
+        asha = sweep.num_epochs, sweep.grace_epochs, sweep.reduction_factor, past_trials(study)
+        scheduler = FrontASHA(*asha, speeds=search.speeds) if sweep.pareto else EpochASHA(*asha)
         stopped = scheduler.stopped
     board = Scoreboard(
         num_samples=sweep.num_samples,
@@ -312,6 +220,8 @@ def _conclude(
         BEST: TrainConfig.model_validate(meta.config).model_dump_json(indent=1),
         PAGE: render(study, sweep, space, study.study_name),
     }
+    if sweep.pareto:
+        files[FRONT] = json.dumps([_member(trial, run) for trial in front_of(over)], indent=1)
     checkpoints.write(run, {name: content.encode() for name, content in files.items()})
     seconds = time.perf_counter() - started
     return {
@@ -324,5 +234,19 @@ def _conclude(
         "failed": fates[FAILED],
         "best_config": child(run, BEST),
         "page": child(run, PAGE),
+        **({"pareto": child(run, FRONT)} if sweep.pareto else {}),
         "seconds": round(seconds, 1),
+    }
+
+
+def _member(trial: "optuna.trial.FrozenTrial", run: str) -> dict[str, Any]:
+    """Returns what `pareto.json` says of a trial of the front."""
+    notes = trial.user_attrs
+    return {
+        "trial": trial.number,
+        METRIC: max(trial.intermediate_values.values()),
+        SPEED: notes[SPEED],
+        "parameters": notes["parameters"],
+        "checkpoint": checkpoints.best(child(run, notes["directory"])),
+        "config": notes["config"],
     }
