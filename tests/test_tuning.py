@@ -8,6 +8,8 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError
 
 from sketchray.cluster import Cluster
 from sketchray.errors import RunError
@@ -19,7 +21,7 @@ from sketchray.tuning.page import render
 from sketchray.tuning.pareto import FrontASHA, Speedometer
 from sketchray.tuning.plan import DRIVER_CPUS, share_out
 from sketchray.tuning.scoreboard import Scoreboard
-from sketchray.tuning.search import Bookkeeper, Entry, EpochASHA, StudySearch
+from sketchray.tuning.search import Bookkeeper, Entry, EpochASHA, StudySearch, reason_of
 from sketchray.tuning.space import DIMENSIONS, PRESETS, Space, choices_of, count_parameters, needs, propose
 from sketchray.tuning.study import CUT_OFF, JOURNAL, Journal, ended, front_of, note_epoch, open_study, prepare
 from sketchray.tuning.trial import OneWorkerTrial
@@ -224,6 +226,23 @@ def test_asha_stops_who_lags_but_nobody_behind_the_last_epoch() -> None:
         assert scheduler.on_trial_result(None, trial, {"epoch": 3.0, "val_top1": 0.0}) == "CONTINUE"
         assert scheduler.on_trial_result(None, trial, {"epoch": 1.0, "val_top1": 0.3}) == fate
         assert scheduler.stopped == ({7} if fate == "STOP" else set())
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ActorDiedError(), "its process died: killed, or out of memory (ActorDiedError); Ray's logs may say more"),
+        (RunError("the loss became NaN or infinite in step 3 on rank 0; lower it\nmore"), "the loss became NaN"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (ValueError(), "ValueError: no message"),
+    ],
+)
+def test_what_a_trial_died_of_is_told_in_a_line(tmp_path: Path, error: Exception, reason: str) -> None:
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(error))
+    trial: Any = type("Trial", (), {"pickled_error_file": str(file)})
+    assert reason_of(trial).startswith(reason)
+    assert "\n" not in reason_of(trial)
 
 
 def test_with_two_objectives_a_trial_is_stopped_only_for_those_at_least_as_fast() -> None:

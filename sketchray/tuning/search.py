@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from ray import cloudpickle
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -235,9 +236,11 @@ def reason_of(trial: "TuneTrial") -> str:
         return "no message"
     error: Exception = cloudpickle.loads(Path(file).read_bytes())
     known = find_error(error)
-    if known is not None:
-        return str(known).splitlines()[0]
+    if known is not None and str(known).strip():
+        return str(known).strip().splitlines()[0]
     cause = getattr(error, "cause", None) or error
+    if isinstance(cause, RayActorError | OutOfMemoryError):
+        return f"its process died: killed, or out of memory ({type(cause).__name__}); Ray's logs may say more"
     return f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[0]}"
 
 
