@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sketchray.errors import CheckpointError
+from sketchray.errors import CheckpointError, first_line
 from sketchray.model import ModelConfig, StrokeClassifier
 from sketchray.storage import child, open_filesystem
 
@@ -153,8 +153,7 @@ def load(uri: str) -> tuple[StrokeClassifier, Meta]:
     try:
         model.load_state_dict(load_tensors(content))
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{uri}/{WEIGHTS}: {reason}; the checkpoint is damaged") from error
+        raise CheckpointError(f"{uri}/{WEIGHTS}: {first_line(error)}; the checkpoint is damaged") from error
     return model.eval(), meta
 
 
@@ -171,8 +170,7 @@ def load_state(uri: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{uri}/{STATE}: {reason}; the checkpoint is damaged or hostile") from error
+        raise CheckpointError(f"{uri}/{STATE}: {first_line(error)}; the checkpoint is damaged or hostile") from error
     return state
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from sketchray.errors import Error, RunError
+from sketchray.errors import Error, RunError, first_line
 from sketchray.storage import open_filesystem
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Question:
             except FileNotFoundError:
                 return flag, uri, "does not see what is written there"
             except OSError as error:
-                return flag, uri, f"cannot {doing} there ({_first_line(error)})"
+                return flag, uri, f"cannot {doing} there ({first_line(error)})"
         return None
 
 
@@ -149,7 +149,7 @@ def look(uri: str) -> str:
             return f"{info.type.name} {info.size}"
         entries = filesystem.get_file_info(pafs.FileSelector(path))
     except (OSError, Error) as error:
-        return f"cannot read it ({_first_line(error)})"
+        return f"cannot read it ({first_line(error)})"
     listing = sorted((entry.base_name, entry.size) for entry in entries if not entry.base_name.startswith("."))
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 
@@ -217,7 +217,7 @@ def ask_nodes(nodes: Mapping[str, str], question: Question) -> dict[str, tuple[s
         except GetTimeoutError as error:
             raise RunError(f"node {name}: no answer in {ANSWER_S:g} s; mend it, or stop it") from error
         except RayError as error:
-            logger.warning("node %s: not asked what it sees (%s)", name, _first_line(error))
+            logger.warning("node %s: not asked what it sees (%s)", name, first_line(error))
     return answers
 
 
@@ -239,7 +239,7 @@ def _probe(flag: str, uri: str) -> Iterator[str]:
         with filesystem.open_output_stream(f"{path}/{name}") as stream:
             stream.write(b"")
     except OSError as error:
-        raise RunError(f"{flag} {uri}: cannot write there ({_first_line(error)}); choose another place") from error
+        raise RunError(f"{flag} {uri}: cannot write there ({first_line(error)}); choose another place") from error
     try:
         yield name
     except BaseException:
@@ -249,7 +249,3 @@ def _probe(flag: str, uri: str) -> Iterator[str]:
                 filesystem.delete_dir(directory)
         raise
     filesystem.delete_file(f"{path}/{name}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

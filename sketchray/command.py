@@ -16,7 +16,7 @@ import tyro
 from pydantic import ValidationError
 
 from sketchray.cluster import quiet_ray
-from sketchray.errors import Error, find_error
+from sketchray.errors import Error, find_error, first_line
 from sketchray.storage import absolute
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def run(
         if debug:
             raise
         known = error if isinstance(error, ValidationError) else find_error(error)
-        message = describe(known) if known is not None else f"{type(error).__name__}: {error} (--debug shows where)"
-        print(f"error: {message.splitlines()[0]}", file=sys.stderr)  # Ray adds lines of advice of its own
+        if known is not None:
+            print(f"error: {describe(known)}", file=sys.stderr)
+        else:
+            print(f"error: {type(error).__name__}: {first_line(error)} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     _stop_ray()  # so that no log line of a worker comes after the result
     print(json.dumps(result), flush=True)
@@ -85,7 +87,7 @@ def describe(error: Exception) -> str:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))
         return f"{where}: {fault['msg']}, got {fault['input']!r}" if where else str(fault["msg"])
-    return str(error)
+    return first_line(error)
 
 
 def config_defaults(arguments: Sequence[str]) -> "dict[str, TrainConfig]":

@@ -21,6 +21,11 @@ class RunError(Error):
     """A run that cannot start as asked (its name is in use, the cluster is too small) or that had to stop."""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its name if it says nothing; Ray and others add advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def find_error(error: BaseException) -> Error | ValueError | None:
     """Returns the `sketchray.Error` (or, failing that, the `ValueError`) inside a chain of wrapping exceptions.
 

@@ -17,7 +17,7 @@ from torch import nn
 from sketchray import checkpoint as checkpoints
 from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, quiet_ray, tell_if_busy
 from sketchray.engine import Learner
-from sketchray.errors import Error, RunError, find_error
+from sketchray.errors import Error, RunError, find_error, first_line
 from sketchray.feed import ray_batches
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
@@ -203,7 +203,7 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
             known, latest = find_error(error), last_checkpoint(run)
             rest = f"; its last checkpoint is {latest}" if latest else ""
             if isinstance(known, Error):
-                what = str(known).splitlines()[0]  # Ray Data adds lines of advice
+                what = first_line(known)
                 raise type(known)(f"{what if run in what else f'{run}: {what}'}{rest}") from error
             failures, before = failures + 1 if latest == before else 1, latest
             reason = _reason(error)
@@ -221,7 +221,7 @@ def _reason(error: BaseException) -> str:
     first = failures[min(failures)]
     while (cause := getattr(first, "cause", None) or first.__cause__) is not None:
         first = cause
-    return f"{type(first).__name__}: {(str(first).strip() or 'no message').splitlines()[0]}"
+    return f"{type(first).__name__}: {first_line(first)}"
 
 
 def train(

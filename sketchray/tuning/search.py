@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from sketchray.errors import find_error
+from sketchray.errors import find_error, first_line
 from sketchray.loop import METRIC
 from sketchray.recipe import TrainConfig
 from sketchray.tuning.space import Space, count_parameters
@@ -236,12 +236,12 @@ def reason_of(trial: "TuneTrial") -> str:
         return "no message"
     error: Exception = cloudpickle.loads(Path(file).read_bytes())
     known = find_error(error)
-    if known is not None and str(known).strip():
-        return str(known).strip().splitlines()[0]
+    if known is not None:
+        return first_line(known)
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, RayActorError | OutOfMemoryError):
         return f"its process died: killed, or out of memory ({type(cause).__name__}); Ray's logs may say more"
-    return f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[0]}"
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def past_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

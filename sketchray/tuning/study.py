@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from sketchray.errors import RunError
+from sketchray.errors import RunError, first_line
 from sketchray.storage import child, open_filesystem
 from sketchray.tuning.space import PRESETS, Space
 
@@ -101,8 +101,9 @@ def open_study(
         storage: Any = journal.storage if journal else optuna.storages.get_storage(url)
         known = {study.study_name for study in storage.get_all_studies()}
     except Exception as error:  # whatever the driver of a database raises
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"--optuna-storage {url or run}: cannot be opened ({reason}); name another") from error
+        raise RunError(
+            f"--optuna-storage {url or run}: cannot be opened ({first_line(error)}); name another"
+        ) from error
     if name in known and not resume:
         raise RunError(
             f"--optuna-storage {url}: it has a study {name!r} already; choose another --name, or --resume it"
