@@ -127,10 +127,13 @@ class Cluster:
         worker.start_ray(self.head, cpus=2, flags=flags)
 
     def restart(self, worker: Host, flags: Sequence[str] = ()) -> None:
-        """Boots a worker that is down, or that is killed now, and starts its node."""
-        worker.kill()
+        """Boots a worker that is down, or that is killed now, starts its node, and waits until the old one is gone."""
+        if worker.namespace.process.poll() is None:
+            worker.run("ray", "stop", "--force", check=False)  # so that the head hears of it
+            worker.kill()
         worker.boot()
         self.join(worker, flags)
+        wait_for(lambda: self.cpus()[1] == 4, "the end of the node that was", 180)
 
     def submit(self, name: str, *command: str) -> Job:
         """Submits a job, and follows its log."""
@@ -163,14 +166,15 @@ class Cluster:
         listing = ask(self.beside, url, token=None)[1]
         return dict(re.findall(r"<Key>[^<]*/([^/<]+)</Key>.*?<ETag>([^<]*)<", listing, re.DOTALL))
 
-    def status(self) -> str:
-        """Returns what `ray status -v` says."""
-        return self.head.run("ray", "status", "-v").stdout
+    def cpus(self) -> tuple[float, float]:
+        """Returns the CPUs that are reserved, and all there are."""
+        ((used, most),) = re.findall(r"([\d.]+)/([\d.]+) CPU", self.head.run("ray", "status").stdout)
+        return float(used), float(most)
 
-    def free_cpus(self) -> float:
-        """Returns the CPUs that nothing reserves."""
-        used, most = re.findall(r"([\d.]+)/([\d.]+) CPU", self.status())[0]
-        return float(most) - float(used)
+    def store(self) -> str:
+        """Returns how full the object stores are together."""
+        ((used, most),) = re.findall(r"(\S+)/(\S+) object_store_memory", self.head.run("ray", "status").stdout)
+        return f"{used} of {most}"
 
 
 @contextmanager

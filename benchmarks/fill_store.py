@@ -14,7 +14,7 @@ PIECE_BYTES = 4 << 20
 
 
 class Holder:
-    """Holds objects in the store of its node."""
+    """Holds objects in the store of its node, and looks at them, so that Ray can neither drop nor spill them."""
 
     def __init__(self) -> None:
         self.pieces: list[Any] = []
@@ -22,7 +22,8 @@ class Holder:
     def fill(self, size: int) -> int:
         """Puts objects until they are larger than the store together; returns their size in bytes."""
         while len(self.pieces) * PIECE_BYTES < size:
-            self.pieces.append(ray.put(np.full(PIECE_BYTES, len(self.pieces) % 256, np.uint8)))
+            reference = ray.put(np.full(PIECE_BYTES, len(self.pieces) % 256, np.uint8))
+            self.pieces.append((reference, ray.get(reference)))
         return len(self.pieces) * PIECE_BYTES
 
 
