@@ -170,9 +170,14 @@ class Chaos:
         return row("the S3 server answers 503 for 30 s", f"{happened}; no worker dies", 0, None)
 
     def group_shrinks(self) -> str:
-        """A group of one or two workers; one host dies and returns. The run is long, and stopped when it has grown."""
+        """A group of three workers at the most, two of which have room on a host; one host dies and returns.
+
+        The run is long, and stopped when the group has grown.
+        """
         victim = self.cluster.workers[1]
-        job, fault, lost = self.break_middle("elastic", "--num-workers", "1:2", "--num-epochs", "2000")
+        job, fault, lost = self.break_middle(
+            "elastic", "--num-workers", "1:3", "--num-epochs", "2000", "--batch-size", "96"
+        )
         victim.kill()
         seconds = job.went_on(fault)
         self.cluster.restart(victim)
@@ -181,10 +186,10 @@ class Chaos:
         sizes = [int(match[1]) for _, line in job.lines if (match := re.search(r"worker group of size (\d)", line))]
         self.cluster.stop(job)
         happened = (
-            f"goes on with one worker, and with two {grown:.0f} s after the host is back (groups that were started: "
-            f"{', '.join(map(str, sizes))})"
+            f"goes on with fewer, and with more {grown:.0f} s after the host is back; groups of "
+            f"{', '.join(map(str, sizes))} workers were tried"
         )
-        return row("a worker host of `--num-workers 1:2` dies, and returns", happened, lost, seconds)
+        return row("a worker host of `--num-workers 1:3` dies, and returns", happened, lost, seconds)
 
     def store_is_full(self) -> str:
         """Another job fills the workers' object stores, which are small, while an ingest runs and then a training."""
