@@ -183,7 +183,11 @@ class Chaos:
         self.cluster.restart(victim)
         back = time.time()
         grown = job.went_on(back)
-        sizes = [int(match[1]) for _, line in job.lines if (match := re.search(r"worker group of size (\d)", line))]
+        sizes = [
+            int(match[1])
+            for _, line in job.lines
+            if (match := re.search(r"Attempting to start training worker group of size (\d)", line))
+        ]
         self.cluster.stop(job)
         happened = (
             f"goes on with fewer, and with more {grown:.0f} s after the host is back; groups of "
