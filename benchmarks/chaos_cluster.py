@@ -210,9 +210,9 @@ class Chaos:
         for worker in self.cluster.workers:
             self.cluster.restart(worker)
         happened = (
-            f"another job holds {put >> 20} MiB in two stores of {SMALL_BYTES >> 20} MiB each ({held} used, as "
-            f"`ray status` says); an ingest writes {'the same' if same else 'OTHER'} bytes, at {full:,.0f} drawings/s "
-            f"instead of {empty:,.0f}; a run {ended}"
+            f"another job holds {put >> 20} MiB in two stores of {SMALL_BYTES >> 20} MiB each ({held} used with the "
+            f"head's, as `ray status` says); an ingest writes {'the same' if same else 'OTHER'} bytes, at "
+            f"{full:,.0f} drawings/s instead of {empty:,.0f}; a run {ended}"
         )
         return row("the workers' object stores are full", happened, 0, None)
 
