@@ -1,7 +1,6 @@
 """A cluster and its jobs, for benchmarks/chaos_cluster.py: hosts, storage, submissions, logs as they come."""
 
 import json
-import os
 import re
 import sys
 import threading
@@ -109,13 +108,8 @@ class Cluster:
                 "OMP_WAIT_POLICY": "PASSIVE",  # the hosts share the cores: a thread that waits leaves them to others
             }
 
-    def start(self, *, redis: bool, cores: Sequence[int] = ()) -> None:
-        """Starts the storage and the nodes.
-
-        Args:
-            redis: whether the head's state outlives it.
-            cores: one for each worker, which gets no other; any if not given.
-        """
+    def start(self, *, redis: bool) -> None:
+        """Starts the storage and the nodes; with Redis, the head's state outlives it."""
         script = str(ROOT / "benchmarks" / "flaky_s3.py")
         self.beside.spawn("python", script, self.beside.address, str(S3_PORT), "/tmp/refuse", log="s3.log")
         url = f"http://{self.beside.address}:{S3_PORT}"
@@ -126,14 +120,8 @@ class Cluster:
             self.beside.spawn("redis-server", "--bind", address, "--protected-mode", "no", "--dir", "/tmp", log="redis")
             self.head.environment["RAY_REDIS_ADDRESS"] = f"{address}:6379"
         self.head.start_ray(cpus=0)
-        if not cores:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self.join, self.workers))
-        every = os.sched_getaffinity(0)
-        for worker, core in zip(self.workers, cores, strict=False):
-            os.sched_setaffinity(0, {core})  # what is started now keeps it
-            self.join(worker)
-            os.sched_setaffinity(0, every)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.join, self.workers))
 
     def join(self, worker: Host, flags: Sequence[str] = ()) -> None:
         """Starts a worker's node."""
