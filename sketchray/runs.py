@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 CONFIG, START = "config.json", "start.json"
 # Trying again helps against none of these.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+PATIENCE_S, PAUSE_S = 300.0, 2.0  # with an object store that refuses; pyarrow itself gives up after 7 s
 _CHECKPOINT = re.compile(r"checkpoint_\d{9}")
 
 
@@ -60,6 +62,9 @@ class Keeper:
             wait: until it is stored. If not, a failure is only told, since the next checkpoint is another try; and
                 where the storage is still busy with the one before, this one is left out.
 
+        Where it is waited for, an object store that refuses (an answer of 503, a network that fails) is asked again for
+        `PATIENCE_S`: the other ranks wait meanwhile, which costs less than an epoch that is learned again.
+
         Raises:
             RunError: the storage is full or must not be written to.
             OSError: it cannot be written for another reason.
@@ -67,7 +72,7 @@ class Keeper:
         if not wait and self._pending is not None and not self._pending.done():
             logger.warning("step %d: no checkpoint, since %s still takes the one before", step, self.run)
             return
-        self._pending = self._thread.submit(self._store, step, contents)
+        self._pending = self._thread.submit(self._insist if wait else self._store, step, contents)
         if wait:
             self._pending.result()
         else:
@@ -76,6 +81,18 @@ class Keeper:
     def close(self) -> None:
         """Waits for what is being stored."""
         self._thread.shutdown()
+
+    def _insist(self, step: int, contents: Mapping[str, bytes]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._store(step, contents)
+            except OSError as error:
+                # An object store's errors have no number; those of a disk do, and last.
+                if error.errno is not None or time.monotonic() > deadline:
+                    raise
+                logger.warning("step %d: the checkpoint is not stored yet, trying again (%s)", step, error)
+            time.sleep(PAUSE_S)
 
     def _store(self, step: int, contents: Mapping[str, bytes]) -> None:
         name = f"checkpoint_{step:09d}"

@@ -1,5 +1,6 @@
 """A run's directory: claimed once, its checkpoints kept or passed over. No Ray."""
 
+import errno
 import json
 import resource
 import signal
@@ -15,6 +16,7 @@ import torch
 from conftest import TINY
 
 from sketchray import checkpoint as checkpoints
+from sketchray import runs
 from sketchray.errors import CheckpointError, RunError
 from sketchray.model import StrokeClassifier
 from sketchray.runs import Keeper, check_data, claim_run, last_checkpoint, newest, started_with
@@ -213,6 +215,36 @@ def test_a_storage_that_is_too_slow_costs_a_checkpoint_and_no_time(
     keeper.keep(30, contents(30), wait=True)
     keeper.close()
     assert kept(tmp_path) == [name(10), name(30)]
+
+
+class Refusing(dict[str, bytes]):
+    """Files of a checkpoint whose storage refuses them at first."""
+
+    def __init__(self, files: dict[str, bytes], errors: list[OSError]) -> None:
+        super().__init__(files)
+        self.errors = errors
+
+    def items(self) -> Any:
+        if self.errors:
+            raise self.errors.pop()
+        return super().items()
+
+
+def test_an_object_store_that_refuses_at_the_end_of_an_epoch_is_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PAUSE_S", 0.0)
+    keeper = Keeper(str(tmp_path))
+    keeper.keep(10, Refusing(contents(10, 0.5), [OSError("HTTP status 503"), OSError("HTTP status 503")]), wait=True)
+    assert caplog.messages == ["step 10: the checkpoint is not stored yet, trying again (HTTP status 503)"] * 2
+    assert kept(tmp_path) == [name(10)]
+    with pytest.raises(OSError, match="Input/output error"):  # a disk that fails will fail again
+        keeper.keep(20, Refusing(contents(20, 0.5), [OSError(errno.EIO, "Input/output error")]), wait=True)
+    monkeypatch.setattr(runs, "PATIENCE_S", -1.0)
+    with pytest.raises(OSError, match="HTTP status 503"):
+        keeper.keep(20, Refusing(contents(20, 0.5), [OSError("HTTP status 503")]), wait=True)
+    keeper.close()
+    assert kept(tmp_path) == [name(10)]
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", ".", ".."])

@@ -45,6 +45,16 @@ def test_evaluation_and_prediction_read_and_write_the_bucket(
     assert task_places(client, head, "ReadRange") == {worker.address for worker in workers}
 
 
+def test_a_sweep_has_trials_on_both_hosts(client: Host, head: Host, workers: list[Host], data: str) -> None:
+    flags = ["--storage-path", "s3://sketchray/sweeps", "--name", "first", "--num-samples", "4", "--num-epochs", "1"]
+    small = ["--fix", "batch_size=60", "--fix", "family=conv", "--max-params", "50000"]
+    command = ["python", "jobs/tune.py", "--data", data, *flags, *small]
+    result = submit(client, head.address, *command).result  # four trials at a time: a host has room for two
+    assert (result["trials"], result["failed"]) == (4, 0)
+    assert result["checkpoint"].startswith("s3://sketchray/sweeps/first/")
+    assert places(client, head, "ResourceTrainable") == {worker.address for worker in workers}
+
+
 def test_replicas_on_both_hosts_are_served_at_each_ingress(
     client: Host, head: Host, workers: list[Host], run: dict[str, Any]
 ) -> None:
