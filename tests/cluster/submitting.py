@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from hosts import TOKEN, Host
 
@@ -64,7 +65,7 @@ def ask(client: Host, url: str, *, token: str | None = TOKEN, flags: tuple[str, 
 
 def places(client: Host, head: Host, name: str) -> set[str]:
     """Returns the addresses of the nodes on which actors of a class are or were."""
-    rows = _rows(client, head, "actors", f"&filter_keys=class_name&filter_predicates=%3D&filter_values={name}")
+    rows = _rows(client, head, "actors", f"&filter_keys=class_name&filter_predicates=%3D&filter_values={quote(name)}")
     nodes = {row["node_id"]: row["node_ip"] for row in _rows(client, head, "nodes", "")}
     return {nodes[row["node_id"]] for row in rows if row["node_id"] in nodes}
 

@@ -52,7 +52,7 @@ def test_a_sweep_has_trials_on_both_hosts(client: Host, head: Host, workers: lis
     result = submit(client, head.address, *command).result  # four trials at a time: a host has room for two
     assert (result["trials"], result["failed"]) == (4, 0)
     assert result["checkpoint"].startswith("s3://sketchray/sweeps/first/")
-    assert places(client, head, "ResourceTrainable") == {worker.address for worker in workers}
+    assert places(client, head, "with_resources.<locals>.ResourceTrainable") == {worker.address for worker in workers}
 
 
 def test_replicas_on_both_hosts_are_served_at_each_ingress(
