@@ -44,7 +44,7 @@ class Arguments:
     records: Path
     checkpoint: str = "models/quickdraw-345"
     seconds: float = 120
-    connections: int = 1000
+    connections: int = 400
 
 
 def overload(service: Service, arguments: Arguments, records: list[str]) -> str:
