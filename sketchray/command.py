@@ -16,7 +16,7 @@ import tyro
 from pydantic import ValidationError
 
 from sketchray.cluster import quiet_ray
-from sketchray.errors import Error, find_error, first_line
+from sketchray.errors import Error, find_error, first_line, named_line
 from sketchray.storage import absolute
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(
         if known is not None:
             print(f"error: {describe(known)}", file=sys.stderr)
         else:
-            print(f"error: {type(error).__name__}: {first_line(error)} (--debug shows where)", file=sys.stderr)
+            print(f"error: {named_line(error)} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     _stop_ray()  # so that no log line of a worker comes after the result
     print(json.dumps(result), flush=True)

@@ -26,6 +26,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def named_line(error: BaseException) -> str:
+    """Returns an error's name, and the first line of what it says, if it says something."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def find_error(error: BaseException) -> Error | ValueError | None:
     """Returns the `sketchray.Error` (or, failing that, the `ValueError`) inside a chain of wrapping exceptions.
 

@@ -17,7 +17,7 @@ from torch import nn
 from sketchray import checkpoint as checkpoints
 from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, quiet_ray, tell_if_busy
 from sketchray.engine import Learner
-from sketchray.errors import Error, RunError, find_error, first_line
+from sketchray.errors import Error, RunError, find_error, first_line, named_line
 from sketchray.feed import ray_batches
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
@@ -221,7 +221,7 @@ def _reason(error: BaseException) -> str:
     first = failures[min(failures)]
     while (cause := getattr(first, "cause", None) or first.__cause__) is not None:
         first = cause
-    return f"{type(first).__name__}: {first_line(first)}"
+    return named_line(first)
 
 
 def train(

@@ -152,7 +152,7 @@ def _figures(trials: Sequence[Tried], sweep: "SweepConfig") -> str:
 def _front(study: "optuna.Study", trials: Sequence[Tried]) -> str:
     """Returns accuracy beside speed, and the trials that no other beats in both."""
     by_number = {trial.number: trial for trial in trials}
-    front = [by_number[trial.number] for trial in front_of(ended(study))]
+    front = [by_number[trial.number] for trial in front_of(study)]
     rows = [
         (str(trial.number), f"{trial.best:.1%}", f"{trial.speed:,.0f}", f"{trial.parameters:,}", trial.what)
         for trial in front

@@ -6,8 +6,9 @@ does not depend on its weights, so the driver measures it before the trial train
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,11 @@ from sketchray.exported import ExportedModel, to_onnx
 from sketchray.feed import batches
 from sketchray.loop import METRIC
 from sketchray.model import ModelConfig, StrokeClassifier
-from sketchray.order import EvalFeed
+from sketchray.order import EVAL_ROWS, EvalFeed
 from sketchray.recipe import TrainConfig
 from sketchray.runs import make_meta
 from sketchray.shards import ShardSet
 from sketchray.tuning.search import EpochASHA
-
-if TYPE_CHECKING:
-    import optuna
 
 BATCH, BATCHES, ROUNDS = 32, 4, 3  # drawings together, as a busy service has them; how many of these, how often
 
@@ -33,14 +31,13 @@ class Speedometer:
     """Measures the drawings that an architecture classifies in a second of one CPU, by ONNX Runtime, as the service.
 
     Args:
-        shards: real drawings, of the valid split, in their order: long and short ones.
+        shards: has the drawings, of the valid split: short ones together, and long ones, as the service pads them.
     """
 
     def __init__(self, shards: ShardSet) -> None:
-        torch.set_num_threads(1)  # of the driver, which does nothing else with it
         self.shards = shards
-        rows = EvalFeed(shards.rows("valid"), BATCH)
-        self.batches = [batch for batch, _ in zip(batches(rows), range(BATCHES), strict=False)]
+        window = list(islice(batches(EvalFeed(shards.rows("valid"), BATCH)), EVAL_ROWS // BATCH))  # shortest first
+        self.batches = window[:: max(1, len(window) // BATCHES)]
         self.known: dict[ModelConfig, float] = {}
 
     def __call__(self, config: TrainConfig) -> float:
@@ -51,8 +48,11 @@ class Speedometer:
 
     def _measure(self, config: TrainConfig) -> float:
         model = StrokeClassifier(config.model, len(self.shards.classes)).eval()
-        meta = make_meta(config, self.shards, step=0, epoch=0, history=())
-        exported = ExportedModel(to_onnx("a proposal", model, meta)[0])
+        content, _ = to_onnx("a proposal", model, make_meta(config, self.shards, step=0, epoch=0, history=()))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # ONNX Runtime takes as many
+        exported = ExportedModel(content)
+        torch.set_num_threads(threads)
         inputs = [pad(batch.values, batch.offsets, config.model.max_points) for batch in self.batches]
         drawings = sum(len(lengths) for _, lengths in inputs)
         taken = []
@@ -68,26 +68,19 @@ class FrontASHA(EpochASHA):
     """ASHA that compares a trial only with those that are at least as fast: who is good for its speed goes on.
 
     Args:
-        num_epochs, grace_epochs, reduction_factor, past: as of `EpochASHA`.
+        *asha: as of `EpochASHA`.
         speeds: drawings/s of each trial, by its number; may grow.
     """
 
-    def __init__(
-        self,
-        num_epochs: int,
-        grace_epochs: int,
-        reduction_factor: int,
-        past: "Sequence[optuna.trial.FrozenTrial]" = (),
-        *,
-        speeds: Mapping[int, float],
-    ) -> None:
+    def __init__(self, *asha: Any, speeds: Mapping[int, float]) -> None:
+        num_epochs, grace_epochs, self.factor, *_ = asha
         self.speeds = speeds
-        self.rungs: dict[int, dict[int, float]] = {}
-        epoch = min(grace_epochs, num_epochs)
+        self.rungs: dict[int, dict[int, float]] = {}  # `val_top1` by epoch and number
+        epoch = grace_epochs
         while epoch < num_epochs:
             self.rungs[epoch] = {}
-            epoch *= reduction_factor
-        super().__init__(num_epochs, grace_epochs, reduction_factor, past)
+            epoch *= self.factor
+        super().__init__(*asha)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether a trial goes on."""
@@ -96,7 +89,7 @@ class FrontASHA(EpochASHA):
             return str(self.CONTINUE)
         rivals = [value for other, value in rung.items() if self.speeds[other] >= self.speeds[number]]
         rung[number] = result[METRIC]
-        if rivals and result[METRIC] < np.percentile(rivals, 100 * (1 - 1 / self._reduction_factor)):
+        if rivals and result[METRIC] < np.percentile(rivals, 100 * (1 - 1 / self.factor)):
             self.stopped.add(number)
             return str(self.STOP)
         return str(self.CONTINUE)

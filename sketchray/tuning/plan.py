@@ -80,8 +80,10 @@ def claim_sweep(started_with: dict[str, Any], storage_path: str, name: str, *, r
     run, stored = child(storage_path, name), stored_sweep(storage_path, name)
     if stored is None:
         raise RunError(f"--resume: there is no sweep {run}; leave out --resume to start it")
-    stored["sweep"]["num_samples"] = started_with["sweep"]["num_samples"]
-    differing = first_difference(stored["sweep"], started_with["sweep"])
+    before_it = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")  # an older one has fewer fields
+    differing = first_difference(
+        {**before_it, "num_samples": started_with["sweep"]["num_samples"]}, started_with["sweep"]
+    )
     for key in ("space", "fix", "journal"):
         if stored[key] != started_with[key]:
             differing = key, stored[key], started_with[key]

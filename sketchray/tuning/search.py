@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from sketchray.errors import find_error, first_line
+from sketchray.errors import find_error, first_line, named_line
 from sketchray.loop import METRIC
 from sketchray.recipe import TrainConfig
 from sketchray.tuning.space import Space, count_parameters
@@ -141,7 +141,7 @@ class EpochASHA(ASHAScheduler):
         self.num_epochs = num_epochs
         self.stopped: set[int] = set()
         for trial in past:
-            known: Any = SimpleNamespace(trial_id=f"past {trial.number}", config={"number": -1})
+            known: Any = SimpleNamespace(trial_id=f"past {trial.number}", config={"number": trial.number})
             self.on_trial_add(cast(Any, None), known)
             for epoch, value in sorted(trial.intermediate_values.items()):
                 self.on_trial_result(None, known, {"epoch": epoch, METRIC: value})
@@ -241,7 +241,7 @@ def reason_of(trial: "TuneTrial") -> str:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, RayActorError | OutOfMemoryError):
         return f"its process died: killed, or out of memory ({type(cause).__name__}); Ray's logs may say more"
-    return f"{type(cause).__name__}: {first_line(cause)}"
+    return named_line(cause)
 
 
 def past_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -15,7 +15,7 @@ How a trial ended is its `fate`:
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,17 +167,6 @@ def ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     ]
 
 
-def front_of(trials: "Iterable[optuna.trial.FrozenTrial]") -> "list[optuna.trial.FrozenTrial]":
-    """Returns the Pareto front, the most accurate first: nobody is better in one objective and as good in the other.
-
-    A trial that failed counts with the epochs that it ended before, since their checkpoint is there.
-    """
-
-    def both(trial: "optuna.trial.FrozenTrial") -> tuple[float, float]:
-        return max(trial.intermediate_values.values()), trial.user_attrs[SPEED]
-
-    found: list[optuna.trial.FrozenTrial] = []
-    for trial in sorted((trial for trial in trials if trial.intermediate_values), key=both, reverse=True):
-        if not found or both(trial)[1] > both(found[-1])[1]:
-            found.append(trial)
-    return found
+def front_of(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Returns the Pareto front of a study with two objectives, the most accurate first."""
+    return sorted(study.best_trials, key=lambda trial: trial.values, reverse=True)

@@ -221,7 +221,7 @@ def _conclude(
         PAGE: render(study, sweep, space, study.study_name),
     }
     if sweep.pareto:
-        files[FRONT] = json.dumps([_member(trial, run) for trial in front_of(over)], indent=1)
+        files[FRONT] = json.dumps([_member(trial, run) for trial in front_of(study)], indent=1)
     checkpoints.write(run, {name: content.encode() for name, content in files.items()})
     seconds = time.perf_counter() - started
     return {
