@@ -80,10 +80,9 @@ def claim_sweep(started_with: dict[str, Any], storage_path: str, name: str, *, r
     run, stored = child(storage_path, name), stored_sweep(storage_path, name)
     if stored is None:
         raise RunError(f"--resume: there is no sweep {run}; leave out --resume to start it")
-    before_it = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")  # an older one has fewer fields
-    differing = first_difference(
-        {**before_it, "num_samples": started_with["sweep"]["num_samples"]}, started_with["sweep"]
-    )
+    asked = started_with["sweep"]
+    was = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")  # that of an older version has fewer fields
+    differing = first_difference({**was, "num_samples": asked["num_samples"]}, asked)
     for key in ("space", "fix", "journal"):
         if stored[key] != started_with[key]:
             differing = key, stored[key], started_with[key]
