@@ -81,7 +81,7 @@ def claim_sweep(started_with: dict[str, Any], storage_path: str, name: str, *, r
     if stored is None:
         raise RunError(f"--resume: there is no sweep {run}; leave out --resume to start it")
     asked = started_with["sweep"]
-    was = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")  # that of an older version has fewer fields
+    was = SweepConfig.model_validate(stored["sweep"]).model_dump(mode="json")  # an older one has fewer fields
     differing = first_difference({**was, "num_samples": asked["num_samples"]}, asked)
     for key in ("space", "fix", "journal"):
         if stored[key] != started_with[key]:
