@@ -11,8 +11,10 @@ import socket
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from sketchray.cluster import quiet_ray
@@ -48,10 +50,16 @@ def dots(points: Int16Array) -> str:
 
 
 def free_port() -> int:
-    """Returns a TCP port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a TCP port of loopback that nothing listens on, and that none gets who asks the kernel for any.
+
+    Between Ray's range for workers (10002 to 19999) and what kernels give out (from 32768): Ray's own gRPC servers ask
+    for any, and would now and then take the port of a dashboard or a service that is still starting.
+    """
+    for port in SystemRandom().sample(range(20_000, 30_000), 100):  # tests that run side by side seed `random` alike
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("none of 100 ports of loopback between 20000 and 29999 is free; stop what listens there")
 
 
 def isolate_serve() -> None:

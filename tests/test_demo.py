@@ -1,8 +1,10 @@
-"""The demo's drawing of a drawing."""
+"""The demo's drawing of a drawing, and its ports."""
+
+import socket
 
 import numpy as np
 
-from sketchray.demo import dots
+from sketchray.demo import dots, free_port
 from sketchray.strokes import from_record
 
 
@@ -16,3 +18,11 @@ def test_a_line_from_corner_to_corner_touches_both() -> None:
 
 def test_a_single_dot_is_drawn() -> None:
     assert dots(np.array([[0, 0, 0], [0, 0, 1]], np.int16)).strip("\n") == "\u2801"
+
+
+def test_a_free_port_is_free_and_below_what_kernels_give_out() -> None:
+    port = free_port()
+    assert 20_000 <= port < 30_000
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        assert free_port() != port
