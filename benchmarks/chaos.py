@@ -31,10 +31,11 @@ from sketchray.cluster import quiet_ray
 from sketchray.demo import free_port
 from sketchray.engine import Learner
 from sketchray.feed import batches
+from sketchray.keeper import Keeper
 from sketchray.loop import gather_own
 from sketchray.order import TrainFeed
 from sketchray.recipe import RECIPES
-from sketchray.runs import Keeper, make_meta
+from sketchray.runs import make_meta
 from sketchray.shards import open_shards
 
 JOB = Path(__file__).parents[1] / "jobs" / "train.py"

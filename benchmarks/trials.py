@@ -19,8 +19,8 @@ import torch
 import tyro
 
 from sketchray.cluster import quiet_ray
+from sketchray.keeper import Keeper
 from sketchray.recipe import TrainConfig
-from sketchray.runs import Keeper
 from sketchray.shards import open_shards
 from sketchray.storage import absolute
 from sketchray.tuning import SweepConfig, tune

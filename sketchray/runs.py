@@ -2,6 +2,7 @@
 
     RUN/config.json             the configuration, written before the run starts
     RUN/start.json              the checkpoints that it starts and learns from, where there are any
+    RUN/owner.json              the job that goes on with it; any other one stops at its next checkpoint
     RUN/checkpoint_000000420/   what was learned in 420 steps
     RUN/tensorboard/            logs
 
@@ -10,14 +11,14 @@ a failed upload restarts its workers, to fail again.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import re
-import time
+import socket
+import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,117 +35,34 @@ from sketchray.storage import absolute, child, open_filesystem
 
 logger = logging.getLogger(__name__)
 
-CONFIG, START = "config.json", "start.json"
-# Trying again helps against none of these.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-PATIENCE_S, PAUSE_S = 300.0, 2.0  # with an object store that refuses; pyarrow itself gives up after 7 s
+CONFIG, START, OWNER = "config.json", "start.json", "owner.json"
 _CHECKPOINT = re.compile(r"checkpoint_\d{9}")
 
 
-class Keeper:
-    """Stores a run's checkpoints in the background, one after the other. Rank 0 only.
-
-    After each, the last two and the best two are left. Anything else that a run may leave goes: what a kill tore, and
-    what was passed over as damaged and has been learned again.
-    """
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
-
-    def keep(self, step: int, contents: Mapping[str, bytes], *, wait: bool) -> None:
-        """Stores a checkpoint.
-
-        Args:
-            step: after which it was made.
-            contents: what `checkpoint.pack` returned.
-            wait: until it is stored. If not, a failure is only told, since the next checkpoint is another try; and
-                where the storage is still busy with the one before, this one is left out.
-
-        Where it is waited for, an object store that refuses (an answer of 503, a network that fails) is asked again for
-        `PATIENCE_S`: the other ranks wait meanwhile, which costs less than an epoch that is learned again.
-
-        Raises:
-            RunError: the storage is full or must not be written to.
-            OSError: it cannot be written for another reason.
-        """
-        if not wait and self._pending is not None and not self._pending.done():
-            logger.warning("step %d: no checkpoint, since %s still takes the one before", step, self.run)
-            return
-        self._pending = self._thread.submit(self._insist if wait else self._store, step, contents)
-        if wait:
-            self._pending.result()
-        else:
-            self._pending.add_done_callback(_tell_failure)
-
-    def close(self) -> None:
-        """Waits for what is being stored."""
-        self._thread.shutdown()
-
-    def _insist(self, step: int, contents: Mapping[str, bytes]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self._store(step, contents)
-            except OSError as error:
-                # An object store's errors have no number; those of a disk do, and last.
-                if error.errno is not None or time.monotonic() > deadline:
-                    raise
-                logger.warning("step %d: the checkpoint is not stored yet, trying again (%s)", step, error)
-            time.sleep(PAUSE_S)
-
-    def _store(self, step: int, contents: Mapping[str, bytes]) -> None:
-        name = f"checkpoint_{step:09d}"
-        uri = child(self.run, name)
-        filesystem, path = open_filesystem(uri)
-        _remove(filesystem, path)  # a torn one of the same step
-        try:
-            checkpoints.write(uri, contents)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                _remove(filesystem, path)
-            raise_if_full(uri, error)
-            raise
-        self._tidy(name)
-
-    def _tidy(self, latest: str) -> None:
-        """Removes the checkpoints that are no longer needed now that `latest` is stored."""
-        metas = {name: meta for name, meta in _checkpoints(self.run).items() if name <= latest}
-        scores = {name: meta.metrics["val_top1"] for name, meta in metas.items() if "val_top1" in meta.metrics}
-        wanted = {*list(metas)[:2], *sorted(scores, key=lambda name: scores[name])[-2:]}
-        filesystem, path = open_filesystem(self.run)
-        for entry in filesystem.get_file_info(pafs.FileSelector(path)):
-            if _CHECKPOINT.fullmatch(entry.base_name) and entry.base_name not in wanted:
-                _remove(filesystem, entry.path)
+def checkpoint_name(step: int) -> str:
+    """Returns the name of a checkpoint in its run's directory."""
+    return f"checkpoint_{step:09d}"
 
 
-def _checkpoints(run: str) -> dict[str, Meta]:
+def is_checkpoint(name: str) -> bool:
+    """Returns whether something in a run's directory is a checkpoint, whole or torn."""
+    return _CHECKPOINT.fullmatch(name) is not None
+
+
+def stored_checkpoints(run: str) -> dict[str, Meta]:
     """Returns the checkpoints of a run that look whole, by name, the latest first; says which it passes over."""
     found = {}
     for uri, meta in checkpoints.find(run):
         name = uri.partition("?")[0].rpartition("/")[2]
-        if _CHECKPOINT.fullmatch(name) and uri == child(run, name):
+        if is_checkpoint(name) and uri == child(run, name):
             found[name] = meta
     return found
 
 
-def _remove(filesystem: pafs.FileSystem, path: str) -> None:
+def remove(filesystem: pafs.FileSystem, path: str) -> None:
+    """Removes a directory, if it is there."""
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
-
-
-def _tell_failure(stored: "Future[None]") -> None:
-    error = stored.exception()
-    if error is not None:
-        logger.warning("no checkpoint in the middle of the epoch: %s", error)
-
-
-def raise_if_full(uri: str, error: OSError) -> None:
-    """Raises RunError where a storage is full or must not be written to, so that trying again is in vain."""
-    if error.errno in FULL:
-        reason = os.strerror(error.errno)
-        raise RunError(f"{uri}: cannot be written ({reason}); make room there, then go on with --resume") from error
 
 
 def stored_config(storage_path: str, name: str) -> TrainConfig | None:
@@ -207,9 +125,52 @@ def claim_directory(storage_path: str, name: str, files: Mapping[str, str]) -> s
         checkpoints.write(run, {name: content.encode() for name, content in files.items()})
     except OSError as error:
         with contextlib.suppress(OSError):
-            _remove(filesystem, path)
+            remove(filesystem, path)
         raise RunError(f"--storage-path {storage_path}: cannot write there ({error}); choose another place") from error
     return run
+
+
+def take_over(run: str) -> str:
+    """Makes this job the one that goes on with a run, and returns the mark by which its `Keeper` knows that it is.
+
+    Two jobs that learn the same run, started twice by mistake or behind a network that was cut, would remove each
+    other's checkpoints. The later one has the run.
+
+    Raises:
+        RunError: the run's directory cannot be written.
+    """
+    owner = uuid.uuid4().hex
+    since = datetime.now(UTC).isoformat(" ", "seconds")
+    content = {"owner": owner, "host": socket.gethostname(), "process": os.getpid(), "since": since}
+    filesystem, path = open_filesystem(run)
+    beside = f"{path}/{OWNER}.{owner}"
+    try:
+        checkpoints.write(run, {f"{OWNER}.{owner}": json.dumps(content).encode()})
+        filesystem.move(beside, f"{path}/{OWNER}")  # never half written where another job looks
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(beside)
+        raise RunError(f"{run}: cannot be written ({error}); make room there, then go on with --resume") from error
+    return owner
+
+
+def check_owner(run: str, owner: str) -> None:
+    """Checks that a run still is the job's that `take_over` gave this mark.
+
+    Raises:
+        RunError: another job has it.
+    """
+    filesystem, path = open_filesystem(child(run, OWNER))
+    try:
+        with filesystem.open_input_file(path) as file:
+            found = json.loads(file.read())
+    except FileNotFoundError:
+        return  # somebody moved or emptied the directory
+    if found["owner"] != owner:
+        raise RunError(
+            f"{run}: another job goes on with this run since {found['since']} (process {found['process']} on "
+            f"{found['host']}), so this one stops; it was submitted twice, or --resume was given while it ran"
+        )
 
 
 def started_with(run: str) -> tuple[str | None, list[str]]:
@@ -244,12 +205,12 @@ def newest(run: str) -> tuple[dict[str, Tensor], dict[str, Any], Meta] | None:
     """
     filesystem, path = open_filesystem(run)
     entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    begun = [entry.base_name for entry in entries if _CHECKPOINT.fullmatch(entry.base_name)]
+    begun = [entry.base_name for entry in entries if is_checkpoint(entry.base_name)]
     metas = filesystem.get_file_info([f"{path}/{name}/{META}" for name in begun])
     completed = [name for name, meta in zip(begun, metas, strict=True) if meta.type == pafs.FileType.File]
     for name in sorted({*begun} - {*completed}):
         logger.warning("passed over: %s was not stored to the end", child(run, name))
-    for name in _checkpoints(run):
+    for name in stored_checkpoints(run):
         uri = child(run, name)
         try:
             model, meta = checkpoints.load(uri)
@@ -263,15 +224,15 @@ def newest(run: str) -> tuple[dict[str, Tensor], dict[str, Any], Meta] | None:
 
 def last_checkpoint(run: str) -> str | None:
     """Returns the latest checkpoint of a run, if there is one."""
-    return next((child(run, name) for name in _checkpoints(run)), None)
+    return next((child(run, name) for name in stored_checkpoints(run)), None)
 
 
 def keep_best(run: str) -> None:
     """Removes all checkpoints of a run that is over but the best."""
-    metas = _checkpoints(run)
+    metas = stored_checkpoints(run)
     best = max(metas, key=lambda name: metas[name].metrics.get("val_top1", -1.0), default=None)
     for name in metas.keys() - {best}:
-        _remove(*open_filesystem(child(run, name)))
+        remove(*open_filesystem(child(run, name)))
 
 
 def check_data(run: str, shards: ShardSet) -> None:
@@ -280,7 +241,7 @@ def check_data(run: str, shards: ShardSet) -> None:
     Raises:
         RunError: they are others.
     """
-    for name, meta in list(_checkpoints(run).items())[:1]:
+    for name, meta in list(stored_checkpoints(run).items())[:1]:
         if meta.classes != shards.classes or meta.data != _origin(shards):
             raise RunError(
                 f"--resume: {child(run, name)} was made of other drawings than {shards.uri}; name the data that the "

@@ -19,20 +19,20 @@ from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker,
 from sketchray.engine import Learner
 from sketchray.errors import Error, RunError, find_error, first_line, named_line
 from sketchray.feed import ray_batches
+from sketchray.keeper import Keeper, raise_if_full
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
 from sketchray.order import EvalFeed, TrainFeed
 from sketchray.origins import initial_weights, load_teachers
 from sketchray.recipe import TrainConfig
 from sketchray.runs import (
-    Keeper,
     check_data,
     claim_run,
     last_checkpoint,
     make_meta,
     newest,
-    raise_if_full,
     started_with,
+    take_over,
 )
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import absolute, child
@@ -80,7 +80,7 @@ def _worker(loop: dict[str, Any]) -> None:
     )
     history = _go_on(learner, run, origin, shards.classes)
     first_epoch, skip = divmod(learner.steps, feed.steps)
-    keeper = Keeper(run) if rank == 0 else None
+    keeper = Keeper(run, loop["owner"]) if rank == 0 else None
 
     def keep(metrics: Metrics) -> None:
         state = {**learner.state_dict(), "ranks": gather_own(learner)}
@@ -146,11 +146,15 @@ def make_trainer(
     num_workers: int | tuple[int, int],
     worker: dict[str, float],
     checkpoint_every_s: float = 0.0,
+    owner: str = "",
     max_failures: int = MAX_FAILURES,
     callbacks: Sequence["UserCallback"] = (),
     quiet: bool = False,
 ) -> "TorchTrainer":
-    """Returns the Ray Train run; `worker` is what each process reserves, by Ray's resource names."""
+    """Returns the Ray Train run.
+
+    `worker` is what each process reserves, by Ray's resource names; `owner` what `take_over` returned.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -161,6 +165,7 @@ def make_trainer(
             "data": data,
             "run": child(storage_path, name),
             "checkpoint_every_s": checkpoint_every_s,
+            "owner": owner,
             "quiet": quiet,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -255,7 +260,8 @@ def train(
     Raises:
         CheckpointError: `from_checkpoint` is none, or of another architecture, or a teacher of other classes.
         DataError: the data set cannot be used.
-        RunError: the name is in use, the cluster is too small, a node does not see the same, or training had to stop.
+        RunError: the name is in use, the cluster is too small, a node does not see the same, or training had to stop,
+            as where another job resumed the run meanwhile.
     """
     started = time.perf_counter()
     data, storage_path = absolute(data), absolute(storage_path)
@@ -279,6 +285,7 @@ def train(
     run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint, teachers=list(teachers))
     if resume:
         check_data(run, shards)
+    owner = take_over(run)
     tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)
 
     def make() -> "TorchTrainer":
@@ -290,6 +297,7 @@ def train(
             num_workers=num_workers,
             worker={"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})},
             checkpoint_every_s=checkpoint_every_s,
+            owner=owner,
             max_failures=0,
         )
 

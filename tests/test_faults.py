@@ -24,8 +24,9 @@ from sketchray import doodles, training
 from sketchray.errors import DataError, RunError
 from sketchray.ingest import ingest
 from sketchray.ingest.place import choose_split
+from sketchray.keeper import Keeper
 from sketchray.recipe import TrainConfig
-from sketchray.runs import Keeper
+from sketchray.runs import newest, take_over
 from sketchray.shards import open_shards
 from sketchray.sources import open_source
 from sketchray.strokes import to_record
@@ -219,6 +220,19 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(
         train(CONFIG, data=doodle_shards, storage_path=str(tmp_path), name="wild", num_workers=2, resume=True)
     assert sorted(run.glob("checkpoint_*")) == before
     assert not [message for message in caplog.messages if "died" in message]  # what comes back is not tried again
+
+
+def test_a_job_whose_run_another_one_resumes_stops(
+    doodle_shards: str, tmp_path: Path, background: ThreadPoolExecutor
+) -> None:
+    places = {"data": doodle_shards, "storage_path": str(tmp_path), "name": "twice"}
+    first = background.submit(train, CONFIG, **places, checkpoint_every_s=OFTEN_S)
+    wait_for(in_the_middle(tmp_path / "twice"), "a checkpoint", first)
+    take_over(str(tmp_path / "twice"))  # as the other job does before it reads anything
+    with pytest.raises(RunError, match=r"twice: another job goes on with this run since 20.* is .*/checkpoint_\d+$"):
+        first.result(PATIENCE_S)
+    assert newest(str(tmp_path / "twice")) is not None
+    assert not list((tmp_path / "twice").glob("owner.json.*"))
 
 
 def test_damaged_shards_stop_the_run_at_once(

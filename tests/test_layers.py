@@ -17,7 +17,7 @@ LAYERS = (
     {"parts", "census", "order", "outcomes", "exported"},
     {"feed"},
     {"sources", "card", "logbook", "runs", "mistakes"},
-    {"loop", "origins"},
+    {"loop", "origins", "keeper"},
     {"ingest", "predictor", "report"},
     {"training", "evaluation", "service"},
     {"tuning", "command", "demo"},
@@ -82,7 +82,7 @@ def test_importing_sketchray_is_light() -> None:
 
 
 def test_engine_feed_and_predictor_need_no_ray() -> None:
-    loaded = loaded_by("import sketchray.loop, sketchray.runs, sketchray.feed, sketchray.predictor")
+    loaded = loaded_by("import sketchray.loop, sketchray.keeper, sketchray.feed, sketchray.predictor")
     assert "torch" in loaded
     assert not loaded & {"ray", "optuna", "tyro", "matplotlib", "tensorboard", "tensorflow_datasets", "fastapi"}
 

@@ -16,10 +16,11 @@ import torch
 from conftest import TINY
 
 from sketchray import checkpoint as checkpoints
-from sketchray import runs
+from sketchray import keeper as keepers
 from sketchray.errors import CheckpointError, RunError
+from sketchray.keeper import Keeper
 from sketchray.model import StrokeClassifier
-from sketchray.runs import Keeper, check_data, claim_run, last_checkpoint, newest, started_with
+from sketchray.runs import check_data, claim_run, last_checkpoint, newest, started_with, take_over
 
 CLASSES = ["ant", "bat", "cat"]
 DATA: dict[str, Any] = {"source": "generated", "splits": {"train": 8, "valid": 2, "test": 2}}
@@ -233,14 +234,14 @@ class Refusing(dict[str, bytes]):
 def test_an_object_store_that_refuses_at_the_end_of_an_epoch_is_asked_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PAUSE_S", 0.0)
+    monkeypatch.setattr(keepers, "PAUSE_S", 0.0)
     keeper = Keeper(str(tmp_path))
     keeper.keep(10, Refusing(contents(10, 0.5), [OSError("HTTP status 503"), OSError("HTTP status 503")]), wait=True)
     assert caplog.messages == ["step 10: the checkpoint is not stored yet, trying again (HTTP status 503)"] * 2
     assert kept(tmp_path) == [name(10)]
     with pytest.raises(OSError, match="Input/output error"):  # a disk that fails will fail again
         keeper.keep(20, Refusing(contents(20, 0.5), [OSError(errno.EIO, "Input/output error")]), wait=True)
-    monkeypatch.setattr(runs, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(keepers, "PATIENCE_S", -1.0)
     with pytest.raises(OSError, match="HTTP status 503"):
         keeper.keep(20, Refusing(contents(20, 0.5), [OSError("HTTP status 503")]), wait=True)
     keeper.close()
@@ -296,6 +297,19 @@ def test_a_run_remembers_what_it_was_started_with(tmp_path: Path) -> None:
     assert started_with(second) == (origin, teachers)
     third = claim_run(TINY, str(tmp_path), "third", resume=False, teachers=teachers)
     assert started_with(third) == (None, teachers)
+
+
+def test_the_job_that_took_a_run_over_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (Keeper(str(tmp_path), take_over(str(tmp_path))) for _ in range(2))
+    second.keep(20, contents(20, 0.4), wait=True)
+    with pytest.raises(RunError, match=rf"{tmp_path}: another job goes on .* \(process \d+ on .*\), so this one stops"):
+        first.keep(30, contents(30, 0.5), wait=True)
+    first.keep(40, contents(40), wait=False)
+    first.close()
+    assert "no checkpoint in the middle of the epoch" in caplog.text
+    second.keep(25, contents(25), wait=True)
+    second.close()
+    assert kept(tmp_path) == [name(20), name(25)]
 
 
 def test_a_run_goes_on_with_its_own_drawings_only(run: Path) -> None:

@@ -14,10 +14,11 @@ from sketchray import checkpoint as checkpoints
 from sketchray.cluster import quiet_ray
 from sketchray.engine import Learner
 from sketchray.feed import batches
+from sketchray.keeper import Keeper
 from sketchray.loop import Loop, Metrics
 from sketchray.order import EvalFeed, TrainFeed
 from sketchray.recipe import TrainConfig
-from sketchray.runs import Keeper, claim_run, make_meta, newest, stored_config
+from sketchray.runs import claim_run, make_meta, newest, stored_config
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import child
 from sketchray.training import make_trainer
