@@ -14,6 +14,7 @@ from sketchray.columns import from_column
 from sketchray.order import SLICES, Feed, Read, windows_of
 
 WINDOWS_PER_PIPELINE = 4_096  # planning a pipeline takes a while for each of its tasks
+HEAD_START = 4  # windows that a rank reads by itself while the processes of Ray Data start, some seconds
 
 
 def collate(table: pa.Table) -> Batch:
@@ -54,16 +55,27 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0) -> I
     """Yields the same batches as `batches`, read ahead by Ray Data's tasks, anywhere in the cluster.
 
     Each rank runs a streaming pipeline of its own, one task a window, in order. It goes on across the end of an epoch,
-    so that no epoch starts by waiting.
+    so that no epoch starts by waiting. Nor does the first: until the pipeline runs, a thread reads.
 
     Args:
         skip: as for `batches`.
     """
     todo, rest = _after(windows_of(feed, epochs), skip)
-    return islice(_piped(feed, todo), rest, None)
+    return islice(_led(feed, todo[:HEAD_START], todo[HEAD_START:]), rest, None)
+
+
+def _led(feed: Feed, head: list[tuple[int, int]], tail: list[tuple[int, int]]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as starter:
+        piped = _piped(feed, tail)
+        first = starter.submit(lambda: list(islice(piped, 1)))
+        yield from _threaded(feed, head)
+        yield from first.result()
+    yield from piped
 
 
 def _piped(feed: Feed, todo: list[tuple[int, int]]) -> Iterator[Batch]:
+    if not todo:
+        return
     import ray
     from ray.data.collate_fn import ArrowBatchCollateFn
 
