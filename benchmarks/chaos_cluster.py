@@ -16,10 +16,9 @@ import threading
 import time
 
 import tyro
-import yaml
 from chaos_cluster_jobs import LIMIT_S, ROOT, RUNS, Cluster, Job, asking
 from hosts import Host, Network, wait_for
-from submitting import ask
+from submitting import ask, deploy
 
 KEY = "a-key"
 SMALL_BYTES = 80 << 20  # Ray takes no smaller store than 75 MiB
@@ -228,15 +227,7 @@ class Chaos:
         """The head dies while replicas answer, and starts anew with what Redis kept."""
         head, beside = self.cluster.head, self.cluster.beside
         self.train("served").end()
-        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-        config |= {"proxy_location": "EveryNode"}
-        config["http_options"]["host"] = "0.0.0.0"
-        (application,) = config["applications"]
-        application["args"]["checkpoint"] = f"{RUNS}/served"
-        application["runtime_env"] = {"env_vars": {"SKETCHRAY_API_KEYS": KEY}}
-        application["deployments"][0] |= {"num_replicas": 2, "max_replicas_per_node": 1}
-        (beside.folder / "tmp" / "serve.yaml").write_text(yaml.safe_dump(config))
-        beside.run("serve", "deploy", "/tmp/serve.yaml", "--address", self.cluster.dashboard)
+        deploy(beside, head.address, f"{RUNS}/served", KEY)
         url = f"http://{self.cluster.workers[0].address}:8000"
         wait_for(lambda: ask(beside, f"{url}/healthz", token=None)[0] == 200, "the service", LIMIT_S)
         wait_for(lambda: "RUNNING" in self.service(), "the application", LIMIT_S)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 from hosts import Host, Network, wait_for  # noqa: E402  # it is beside the tests
 from submitting import ask  # noqa: E402
 
-S3_PORT, LIMIT_S = 9000, 600
+LIMIT_S = 600
 STEP = r"epoch \d+/\d+ step \d+/\d+"
 RUNS = "s3://sketchray/runs"
 
@@ -91,6 +91,7 @@ class Cluster:
 
     Attributes:
         dashboard: URL of the head's dashboard, which takes jobs.
+        bucket: URL of the storage's bucket.
         refuse: while this file is there, the storage answers 503.
     """
 
@@ -98,23 +99,15 @@ class Cluster:
         self.head, *self.workers, self.beside = network.hosts
         self.dashboard = f"http://{self.head.address}:8265"
         self.refuse = self.beside.folder / "tmp" / "refuse"
+        self.network = network
         network.give_token()
         for host in network.hosts:
-            host.environment |= {
-                "AWS_ENDPOINT_URL": f"http://{self.beside.address}:{S3_PORT}",
-                "AWS_ACCESS_KEY_ID": "testing",
-                "AWS_SECRET_ACCESS_KEY": "testing",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "OMP_WAIT_POLICY": "PASSIVE",  # the hosts share the cores: a thread that waits leaves them to others
-            }
+            host.environment["OMP_WAIT_POLICY"] = "PASSIVE"  # the hosts share the cores: threads that wait yield theirs
 
     def start(self, *, redis: bool) -> None:
         """Starts the storage and the nodes; with Redis, the head's state outlives it."""
         script = str(ROOT / "benchmarks" / "flaky_s3.py")
-        self.beside.spawn("python", script, self.beside.address, str(S3_PORT), "/tmp/refuse", log="s3.log")
-        url = f"http://{self.beside.address}:{S3_PORT}"
-        wait_for(lambda: ask(self.beside, f"{url}/moto-api/data.json", token=None)[0] == 200, "the S3 server")
-        self.beside.run("curl", "--silent", "--fail", "-X", "PUT", f"{url}/sketchray")
+        self.bucket = self.network.start_s3(self.beside, "python", script, "/tmp/refuse") + "/sketchray"
         if redis:
             address = self.beside.address
             self.beside.spawn("redis-server", "--bind", address, "--protected-mode", "no", "--dir", "/tmp", log="redis")
@@ -156,14 +149,14 @@ class Cluster:
 
     def stored_at(self, run: str) -> float:
         """Returns when the last whole checkpoint of a run was stored, to a second."""
-        url = f"http://{self.beside.address}:{S3_PORT}/sketchray?list-type=2&prefix=runs/{run}/checkpoint_"
+        url = f"{self.bucket}?list-type=2&prefix=runs/{run}/checkpoint_"
         listing = ask(self.beside, url, token=None)[1]
         found = re.findall(r"<Key>[^<]*meta.json</Key><LastModified>([^<]*)<", listing)
         return max(datetime.fromisoformat(moment).timestamp() for moment in found)
 
     def stored(self, path: str) -> dict[str, str]:
         """Returns size and checksum of all that lies below a path of the bucket, by key."""
-        url = f"http://{self.beside.address}:{S3_PORT}/sketchray?list-type=2&prefix={path}/"
+        url = f"{self.bucket}?list-type=2&prefix={path}/"
         listing = ask(self.beside, url, token=None)[1]
         return dict(re.findall(r"<Key>[^<]*/([^/<]+)</Key>.*?<ETag>([^<]*)<", listing, re.DOTALL))
 

@@ -1,6 +1,6 @@
 """An S3 server that can be told to refuse: moto's, which answers 503 while a file exists.
 
-python benchmarks/flaky_s3.py ADDRESS PORT FILE
+python benchmarks/flaky_s3.py FILE ADDRESS PORT
 """
 
 import sys
@@ -16,7 +16,7 @@ ANSWER = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.
 
 def main() -> None:
     """Serves until it is killed."""
-    address, port, file = sys.argv[1:]
+    file, address, port = sys.argv[1:]
     serve = DomainDispatcherApplication(create_backend_app)
 
     def answer(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:

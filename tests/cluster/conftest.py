@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hosts import Host, Network, check_namespaces, wait_for
+from hosts import Host, Network, check_namespaces
 from submitting import submit
-
-S3_PORT = 9000
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +21,7 @@ def network() -> Iterator[Network]:
 def head(network: Network) -> Host:
     """The head of the cluster; `h2` and `h3` are its workers."""
     head, *workers = network.hosts[:3]
-    start_s3(network.hosts[3], network.hosts)
+    network.start_s3(network.hosts[3])
     head.start_ray(cpus=0)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda worker: worker.start_ray(head, cpus=2), workers))
@@ -50,19 +48,3 @@ def data(client: Host, head: Host) -> str:
     result = submit(client, head.address, "python", "jobs/ingest.py", *flags).result
     assert result["drawings"] == 600
     return out
-
-
-def start_s3(server: Host, hosts: list[Host]) -> None:
-    """Starts an S3 server with a bucket `sketchray` on a host, and tells all hosts of it."""
-    url = f"http://{server.address}:{S3_PORT}"
-    for host in hosts:
-        host.environment |= {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    server.spawn("moto_server", "-H", server.address, "-p", str(S3_PORT), log="s3.log")
-    ask = ("curl", "--silent", "--fail", "--max-time", "5")
-    wait_for(lambda: server.run(*ask, f"{url}/moto-api/data.json", check=False).returncode == 0, "the S3 server")
-    server.run(*ask, "-X", "PUT", f"{url}/sketchray")

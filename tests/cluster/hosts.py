@@ -248,6 +248,29 @@ class Network:
             path.chmod(0o600)
             host.environment["RAY_AUTH_MODE"] = "token"
 
+    def start_s3(self, server: Host, *command: str) -> str:
+        """Starts an S3 server with a bucket `sketchray` on a host, tells all hosts of it, and returns its URL.
+
+        Args:
+            server: where it runs.
+            command: that starts it, with the address and the port added; moto's server if there is none.
+        """
+        port = "9000"
+        url = f"http://{server.address}:{port}"
+        for host in self.hosts:
+            host.environment |= {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "testing",
+                "AWS_SECRET_ACCESS_KEY": "testing",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        words = [*command, server.address, port] if command else ["moto_server", "-H", server.address, "-p", port]
+        server.spawn(*words, log="s3.log")
+        ask = ("curl", "--silent", "--fail", "--max-time", "5")
+        wait_for(lambda: server.run(*ask, f"{url}/moto-api/data.json", check=False).returncode == 0, "the S3 server")
+        server.run(*ask, "-X", "PUT", f"{url}/sketchray")
+        return url
+
 
 def check_namespaces() -> None:
     """Skips the test where this machine makes no namespaces; in CI it fails."""

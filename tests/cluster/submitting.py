@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from hosts import TOKEN, Host
+import yaml
+from hosts import ROOT, TOKEN, Host
 
 LIMIT_S = 500.0  # for one job
 
@@ -53,6 +54,19 @@ def submit(
             break
         time.sleep(3)
     return Submitted(done.returncode, done.stdout)
+
+
+def deploy(client: Host, head: str, checkpoint: str, key: str) -> None:
+    """Deploys the service from a host to the dashboard at an address: a replica and an ingress on each of two nodes."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["proxy_location"] = "EveryNode"
+    config["http_options"]["host"] = "0.0.0.0"
+    (application,) = config["applications"]
+    application["args"]["checkpoint"] = checkpoint
+    application["runtime_env"] = {"env_vars": {"SKETCHRAY_API_KEYS": key}}
+    application["deployments"][0] |= {"num_replicas": 2, "max_replicas_per_node": 1}
+    (client.folder / "tmp" / "serve.yaml").write_text(yaml.safe_dump(config))
+    client.run("serve", "deploy", "/tmp/serve.yaml", "--address", f"http://{head}:8265")
 
 
 def ask(client: Host, url: str, *, token: str | None = TOKEN, flags: tuple[str, ...] = ()) -> tuple[int, str]:

@@ -5,9 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import yaml
-from hosts import ROOT, Host, wait_for
-from submitting import ask, places, submit, task_places
+from hosts import Host, wait_for
+from submitting import ask, deploy, places, submit, task_places
 
 KEY = "a-key-for-the-tests"
 TINY = ["--model.rnn-size", "32", "--model.rnn-layers", "1", "--batch-size", "60", "--lr", "0.01"]
@@ -58,15 +57,7 @@ def test_a_sweep_has_trials_on_both_hosts(client: Host, head: Host, workers: lis
 def test_replicas_on_both_hosts_are_served_at_each_ingress(
     client: Host, head: Host, workers: list[Host], run: dict[str, Any]
 ) -> None:
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["proxy_location"] = "EveryNode"
-    config["http_options"]["host"] = "0.0.0.0"
-    (application,) = config["applications"]
-    application["args"]["checkpoint"] = run["run"]
-    application["runtime_env"] = {"env_vars": {"SKETCHRAY_API_KEYS": KEY}}
-    application["deployments"][0] |= {"num_replicas": 2, "max_replicas_per_node": 1}
-    (client.folder / "tmp" / "serve.yaml").write_text(yaml.safe_dump(config))
-    client.run("serve", "deploy", "/tmp/serve.yaml", "--address", f"http://{head.address}:8265")
+    deploy(client, head.address, run["run"], KEY)
 
     record = json.dumps({"drawing": [[[0, 100, 200], [0, 50, 0]]], "top_k": 1})
     flags = ("-d", record, "-H", "content-type: application/json")
