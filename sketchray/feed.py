@@ -42,7 +42,7 @@ def _after(todo: list[tuple[int, int]], skip: int) -> tuple[list[tuple[int, int]
 
 
 def _threaded(feed: Feed, todo: list[tuple[int, int]]) -> Iterator[Batch]:
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1, "feed") as reader:
         pending = deque(reader.submit(feed.read, *todo.pop(0)) for _ in range(min(2, len(todo))))
         for following in [*todo, *[None] * len(pending)]:
             table = pending.popleft().result()
@@ -55,7 +55,7 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0) -> I
     """Yields the same batches as `batches`, read ahead by Ray Data's tasks, anywhere in the cluster.
 
     Each rank runs a streaming pipeline of its own, one task a window, in order. It goes on across the end of an epoch,
-    so that no epoch starts by waiting. Nor does the first: until the pipeline runs, a thread reads.
+    so that no epoch starts by waiting. Nor does the first, whose first windows a thread reads meanwhile.
 
     Args:
         skip: as for `batches`.
@@ -65,11 +65,12 @@ def ray_batches(feed: Feed, epochs: Iterable[int] = (0,), *, skip: int = 0) -> I
 
 
 def _led(feed: Feed, head: list[tuple[int, int]], tail: list[tuple[int, int]]) -> Iterator[Batch]:
-    with ThreadPoolExecutor(1) as starter:
+    with ThreadPoolExecutor(1, "feed") as starter:
         piped = _piped(feed, tail)
         first = starter.submit(lambda: list(islice(piped, 1)))
         yield from _threaded(feed, head)
         yield from first.result()
+    del first
     yield from piped
 
 

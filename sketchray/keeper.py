@@ -1,22 +1,31 @@
-"""Stores a run's checkpoints, in the background and whole, and removes those that are no longer needed."""
+"""Stores a run's checkpoints, in the background and whole, and removes those that are no longer needed.
+
+A run has one job. Two that learn the same run, started twice by mistake or behind a network that was cut, would remove
+each other's checkpoints. So each leaves its mark in `RUN/owner.json` when its workers start, and stops where it finds
+another one's: the later job has the run.
+"""
 
 import contextlib
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pyarrow.fs as pafs
+from pydantic import BaseModel, ValidationError
 
 from sketchray import checkpoint as checkpoints
 from sketchray.errors import RunError
-from sketchray.runs import check_owner, checkpoint_name, is_checkpoint, remove, stored_checkpoints
+from sketchray.runs import checkpoint_name, is_checkpoint, remove, stored_checkpoints
 from sketchray.storage import child, open_filesystem
 
 logger = logging.getLogger(__name__)
 
+OWNER = "owner.json"
 # Trying again helps against none of these.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 PATIENCE_S, PAUSE_S = 300.0, 2.0  # with an object store that refuses; pyarrow itself gives up after 7 s
@@ -30,8 +39,9 @@ class Keeper:
     """
 
     def __init__(self, run: str, owner: str = "") -> None:
-        """Stores for the job that `take_over` gave this `owner`; without one, no other job can have the run."""
+        """Stores for the job whose mark is `owner`; without one, nobody looks whose run it is."""
         self.run, self.owner = run, owner
+        self._lost: RunError | None = None
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -51,6 +61,8 @@ class Keeper:
             RunError: the storage is full or must not be written to, or another job goes on with the run.
             OSError: it cannot be written for another reason.
         """
+        if self._lost is not None:
+            raise self._lost
         if not wait and self._pending is not None and not self._pending.done():
             logger.warning("step %d: no checkpoint, since %s still takes the one before", step, self.run)
             return
@@ -77,8 +89,7 @@ class Keeper:
             time.sleep(PAUSE_S)
 
     def _store(self, step: int, contents: Mapping[str, bytes]) -> None:
-        if self.owner:
-            check_owner(self.run, self.owner)
+        self._check_owner()
         name = checkpoint_name(step)
         uri = child(self.run, name)
         filesystem, path = open_filesystem(uri)
@@ -90,7 +101,13 @@ class Keeper:
                 remove(filesystem, path)
             raise_if_full(uri, error)
             raise
+        self._check_owner()  # it may have taken long
         self._tidy(name)
+
+    def _check_owner(self) -> None:
+        if self.owner and (found := _read_owner(self.run)).mark not in ("", self.owner):
+            self._lost = found.refusal(self.run)
+            raise self._lost
 
     def _tidy(self, latest: str) -> None:
         """Removes the checkpoints that are no longer needed now that `latest` is stored."""
@@ -101,6 +118,69 @@ class Keeper:
         for entry in filesystem.get_file_info(pafs.FileSelector(path)):
             if is_checkpoint(entry.base_name) and entry.base_name not in wanted:
                 remove(filesystem, entry.path)
+
+
+class Owner(BaseModel):
+    """The job that learns a run, or learned it last, as `owner.json` has it; the mark is "" where there was none."""
+
+    mark: str = ""
+    host: str = ""
+    process: int = 0
+    since: str = ""
+
+    def refusal(self, run: str) -> RunError:
+        """Returns the error of another job."""
+        return RunError(
+            f"{run}: another job goes on with this run since {self.since} (process {self.process} on {self.host}), so "
+            f"this one stops; it was submitted twice, or --resume was given while it ran"
+        )
+
+
+def owner_of(run: str) -> str:
+    """Returns the mark of the job that learns a run, or learned it last; "" where there was none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    return _read_owner(run).mark
+
+
+def take_over(run: str, mark: str, before: str) -> None:
+    """Makes a job the one that learns a run, unless it is already. Rank 0 only, when a group of workers starts.
+
+    Args:
+        run: directory or URI.
+        mark: of the job.
+        before: what `owner_of` returned when the job began.
+
+    Raises:
+        RunError: meanwhile another job has it.
+        OSError: it cannot be written.
+    """
+    found = _read_owner(run)
+    if found.mark == mark:
+        return
+    if found.mark != before:
+        raise found.refusal(run)
+    since = datetime.now(UTC).isoformat(" ", "seconds")
+    owner = Owner(mark=mark, host=socket.gethostname(), process=os.getpid(), since=since)
+    filesystem, path = open_filesystem(run)
+    # Never half written where another job looks: an object is there at once, a file is not.
+    beside = f".{OWNER}.{mark}" if isinstance(filesystem, pafs.LocalFileSystem) else OWNER
+    checkpoints.write(run, {beside: owner.model_dump_json().encode()})
+    if beside != OWNER:
+        filesystem.move(f"{path}/{beside}", f"{path}/{OWNER}")
+
+
+def _read_owner(run: str) -> Owner:
+    filesystem, path = open_filesystem(child(run, OWNER))
+    try:
+        with filesystem.open_input_file(path) as file:
+            return Owner.model_validate_json(file.read())
+    except FileNotFoundError:
+        return Owner()
+    except ValidationError as error:
+        raise RunError(f"{child(run, OWNER)}: damaged; remove it, then go on with --resume") from error
 
 
 def _tell_failure(stored: "Future[None]") -> None:

@@ -2,7 +2,7 @@
 
     RUN/config.json             the configuration, written before the run starts
     RUN/start.json              the checkpoints that it starts and learns from, where there are any
-    RUN/owner.json              the job that goes on with it; any other one stops at its next checkpoint
+    RUN/owner.json              the job that learns it, see keeper.py
     RUN/checkpoint_000000420/   what was learned in 420 steps
     RUN/tensorboard/            logs
 
@@ -13,12 +13,8 @@ a failed upload restarts its workers, to fail again.
 import contextlib
 import json
 import logging
-import os
 import re
-import socket
-import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,7 @@ from sketchray.storage import absolute, child, open_filesystem
 
 logger = logging.getLogger(__name__)
 
-CONFIG, START, OWNER = "config.json", "start.json", "owner.json"
+CONFIG, START = "config.json", "start.json"
 _CHECKPOINT = re.compile(r"checkpoint_\d{9}")
 
 
@@ -128,49 +124,6 @@ def claim_directory(storage_path: str, name: str, files: Mapping[str, str]) -> s
             remove(filesystem, path)
         raise RunError(f"--storage-path {storage_path}: cannot write there ({error}); choose another place") from error
     return run
-
-
-def take_over(run: str) -> str:
-    """Makes this job the one that goes on with a run, and returns the mark by which its `Keeper` knows that it is.
-
-    Two jobs that learn the same run, started twice by mistake or behind a network that was cut, would remove each
-    other's checkpoints. The later one has the run.
-
-    Raises:
-        RunError: the run's directory cannot be written.
-    """
-    owner = uuid.uuid4().hex
-    since = datetime.now(UTC).isoformat(" ", "seconds")
-    content = {"owner": owner, "host": socket.gethostname(), "process": os.getpid(), "since": since}
-    filesystem, path = open_filesystem(run)
-    beside = f"{path}/{OWNER}.{owner}"
-    try:
-        checkpoints.write(run, {f"{OWNER}.{owner}": json.dumps(content).encode()})
-        filesystem.move(beside, f"{path}/{OWNER}")  # never half written where another job looks
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            filesystem.delete_file(beside)
-        raise RunError(f"{run}: cannot be written ({error}); make room there, then go on with --resume") from error
-    return owner
-
-
-def check_owner(run: str, owner: str) -> None:
-    """Checks that a run still is the job's that `take_over` gave this mark.
-
-    Raises:
-        RunError: another job has it.
-    """
-    filesystem, path = open_filesystem(child(run, OWNER))
-    try:
-        with filesystem.open_input_file(path) as file:
-            found = json.loads(file.read())
-    except FileNotFoundError:
-        return  # somebody moved or emptied the directory
-    if found["owner"] != owner:
-        raise RunError(
-            f"{run}: another job goes on with this run since {found['since']} (process {found['process']} on "
-            f"{found['host']}), so this one stops; it was submitted twice, or --resume was given while it ran"
-        )
 
 
 def started_with(run: str) -> tuple[str | None, list[str]]:

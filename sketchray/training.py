@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker,
 from sketchray.engine import Learner
 from sketchray.errors import Error, RunError, find_error, first_line, named_line
 from sketchray.feed import ray_batches
-from sketchray.keeper import Keeper, raise_if_full
+from sketchray.keeper import Keeper, owner_of, raise_if_full, take_over
 from sketchray.logbook import Logbook
 from sketchray.loop import Loop, Metrics, gather_own, take_own
 from sketchray.order import EvalFeed, TrainFeed
@@ -32,7 +33,6 @@ from sketchray.runs import (
     make_meta,
     newest,
     started_with,
-    take_over,
 )
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import absolute, child
@@ -78,9 +78,14 @@ def _worker(loop: dict[str, Any]) -> None:
         class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
         teachers=load_teachers(teachers, shards.classes),
     )
+    keeper = None
+    if rank == 0:
+        mark, before = loop["owner"]
+        if mark:
+            take_over(run, mark, before)
+        keeper = Keeper(run, mark)
     history = _go_on(learner, run, origin, shards.classes)
     first_epoch, skip = divmod(learner.steps, feed.steps)
-    keeper = Keeper(run, loop["owner"]) if rank == 0 else None
 
     def keep(metrics: Metrics) -> None:
         state = {**learner.state_dict(), "ranks": gather_own(learner)}
@@ -146,14 +151,15 @@ def make_trainer(
     num_workers: int | tuple[int, int],
     worker: dict[str, float],
     checkpoint_every_s: float = 0.0,
-    owner: str = "",
+    owner: tuple[str, str] = ("", ""),
     max_failures: int = MAX_FAILURES,
     callbacks: Sequence["UserCallback"] = (),
     quiet: bool = False,
 ) -> "TorchTrainer":
     """Returns the Ray Train run.
 
-    `worker` is what each process reserves, by Ray's resource names; `owner` what `take_over` returned.
+    `worker` is what each process reserves, by Ray's resource names; `owner` the job's mark and the one that it found,
+    or nothing where no other job can have the run.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -285,7 +291,7 @@ def train(
     run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint, teachers=list(teachers))
     if resume:
         check_data(run, shards)
-    owner = take_over(run)
+    owner = uuid.uuid4().hex, owner_of(run)
     tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)
 
     def make() -> "TorchTrainer":

@@ -24,9 +24,9 @@ from sketchray import doodles, training
 from sketchray.errors import DataError, RunError
 from sketchray.ingest import ingest
 from sketchray.ingest.place import choose_split
-from sketchray.keeper import Keeper
+from sketchray.keeper import Keeper, owner_of, take_over
 from sketchray.recipe import TrainConfig
-from sketchray.runs import newest, take_over
+from sketchray.runs import newest
 from sketchray.shards import open_shards
 from sketchray.sources import open_source
 from sketchray.strokes import to_record
@@ -157,7 +157,7 @@ def test_a_full_disk_stops_the_run_at_once_and_resume_goes_on(
     after = sorted(run.glob("checkpoint_*/meta.json"))
     assert after
     assert {*after} <= {*before} | {run / f"checkpoint_{step:09d}" / "meta.json" for step in range(20, 120, 20)}
-    assert all(path.parent / "state.pt" for path in after)
+    assert all((path.parent / "state.pt").exists() for path in after)
     train(CONFIG, **places, resume=True)
     assert_same(run, whole)
 
@@ -228,11 +228,13 @@ def test_a_job_whose_run_another_one_resumes_stops(
     places = {"data": doodle_shards, "storage_path": str(tmp_path), "name": "twice"}
     first = background.submit(train, CONFIG, **places, checkpoint_every_s=OFTEN_S)
     wait_for(in_the_middle(tmp_path / "twice"), "a checkpoint", first)
-    take_over(str(tmp_path / "twice"))  # as the other job does before it reads anything
+    run = str(tmp_path / "twice")
+    take_over(run, "another", owner_of(run))
     with pytest.raises(RunError, match=r"twice: another job goes on with this run since 20.* is .*/checkpoint_\d+$"):
         first.result(PATIENCE_S)
-    assert newest(str(tmp_path / "twice")) is not None
-    assert not list((tmp_path / "twice").glob("owner.json.*"))
+    stored = newest(run)
+    assert stored is not None
+    assert not stored[2].history, "its epoch was stored, though it had lost the run"
 
 
 def test_damaged_shards_stop_the_run_at_once(

@@ -1,5 +1,6 @@
 """The order of feeding: every drawing at most once an epoch, the same batches for any number of workers."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +125,28 @@ def test_evaluation_sees_each_drawing_once_over_all_ranks(tmp_path: Path, world_
     assert sorted(label for batch in stream for label in labels(batch)) == list(range(37))
 
 
-@pytest.mark.parametrize("skip", [0, 40, 300])
-def test_ray_data_feeds_the_same_batches(cluster: str, tmp_path: Path, skip: int) -> None:
+@pytest.mark.parametrize(("epochs", "skip"), [([0, 1], 0), ([0, 1], 40), ([1], 100)])
+def test_ray_data_feeds_the_same_batches(cluster: str, tmp_path: Path, epochs: list[int], skip: int) -> None:
     """A thread leads, and the last windows are few enough for it alone."""
     feed = TrainFeed(make_rows(tmp_path, 3000), 16, 2, 1, 2)
-    left = 2 * feed.windows - skip // SLICES
-    assert left > HEAD_START if skip < 300 else 0 < left <= HEAD_START
-    for ours, rays in zip(batches(feed, [0, 1], skip=skip), ray_batches(feed, [0, 1], skip=skip), strict=True):
+    assert skip < feed.steps
+    left = len(epochs) * feed.windows - skip // SLICES
+    assert (left > HEAD_START) == (len(epochs) == 2)
+    for ours, rays in zip(batches(feed, epochs, skip=skip), ray_batches(feed, epochs, skip=skip), strict=True):
         assert labels(ours) == labels(rays)
         assert (ours.values == rays.values).all()
         assert (ours.offsets == rays.offsets).all()
+
+
+def test_a_feed_that_is_given_up_leaves_no_thread(cluster: str, tmp_path: Path) -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("feed") for thread in threading.enumerate())
+
+    stream = ray_batches(TrainFeed(make_rows(tmp_path, 3000), 16, 2, 1, 2), [0, 1])
+    next(stream)
+    assert threads() == 2  # one reads, the other starts Ray Data
+    del stream
+    assert threads() == 0
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

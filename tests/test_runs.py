@@ -20,7 +20,7 @@ from sketchray import keeper as keepers
 from sketchray.errors import CheckpointError, RunError
 from sketchray.keeper import Keeper
 from sketchray.model import StrokeClassifier
-from sketchray.runs import check_data, claim_run, last_checkpoint, newest, started_with, take_over
+from sketchray.runs import check_data, claim_run, last_checkpoint, newest, started_with
 
 CLASSES = ["ant", "bat", "cat"]
 DATA: dict[str, Any] = {"source": "generated", "splits": {"train": 8, "valid": 2, "test": 2}}
@@ -297,19 +297,6 @@ def test_a_run_remembers_what_it_was_started_with(tmp_path: Path) -> None:
     assert started_with(second) == (origin, teachers)
     third = claim_run(TINY, str(tmp_path), "third", resume=False, teachers=teachers)
     assert started_with(third) == (None, teachers)
-
-
-def test_the_job_that_took_a_run_over_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first, second = (Keeper(str(tmp_path), take_over(str(tmp_path))) for _ in range(2))
-    second.keep(20, contents(20, 0.4), wait=True)
-    with pytest.raises(RunError, match=rf"{tmp_path}: another job goes on .* \(process \d+ on .*\), so this one stops"):
-        first.keep(30, contents(30, 0.5), wait=True)
-    first.keep(40, contents(40), wait=False)
-    first.close()
-    assert "no checkpoint in the middle of the epoch" in caplog.text
-    second.keep(25, contents(25), wait=True)
-    second.close()
-    assert kept(tmp_path) == [name(20), name(25)]
 
 
 def test_a_run_goes_on_with_its_own_drawings_only(run: Path) -> None:

@@ -1,0 +1,59 @@
+"""A run has one job: the later one has it, and the one before stops. No Ray."""
+
+from pathlib import Path
+
+import pytest
+from test_runs import contents, kept, name
+
+from sketchray import checkpoint as checkpoints
+from sketchray.errors import RunError
+from sketchray.keeper import OWNER, Keeper, owner_of, take_over
+
+
+def test_the_job_that_took_a_run_over_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = str(tmp_path)
+    refused = rf"{tmp_path}: another job goes on .* \(process \d+ on .+\), so this one stops"
+    take_over(run, "first", owner_of(run))
+    take_over(run, "first", "")  # its workers start anew
+    take_over(run, "second", owner_of(run))
+    with pytest.raises(RunError, match=refused):
+        take_over(run, "first", "")  # its workers start anew
+    with pytest.raises(RunError, match=refused):
+        take_over(run, "third", "first")  # it began before the second one had the run
+    first, second = Keeper(run, "first"), Keeper(run, "second")
+    second.keep(20, contents(20, 0.4), wait=True)
+    with pytest.raises(RunError, match=refused):
+        first.keep(30, contents(30, 0.5), wait=True)
+    first = Keeper(run, "first")
+    first.keep(40, contents(40), wait=False)
+    first.close()
+    assert "no checkpoint in the middle of the epoch" in caplog.text
+    with pytest.raises(RunError, match=refused):
+        first.keep(41, contents(41), wait=False)
+    second.keep(25, contents(25), wait=True)
+    second.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name(20), name(25), OWNER]
+
+
+def test_a_job_that_is_overtaken_while_it_stores_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(tmp_path)
+    take_over(run, "first", "")
+    keeper = Keeper(run, "first")
+    for step in (10, 20):
+        keeper.keep(step, contents(step), wait=True)
+    write = checkpoints.write
+
+    def slowly(uri: str, files: dict[str, bytes]) -> None:
+        write(uri, files)
+        monkeypatch.undo()
+        take_over(run, "second", "first")
+
+    monkeypatch.setattr(checkpoints, "write", slowly)
+    with pytest.raises(RunError, match="another job goes on with this run"):
+        keeper.keep(30, contents(30), wait=True)
+    assert kept(tmp_path) == [name(10), name(20), name(30)]
+    (tmp_path / OWNER).write_text("{")
+    with pytest.raises(RunError, match=r"owner\.json: damaged; remove it, then go on with --resume"):
+        owner_of(run)
