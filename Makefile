@@ -1,7 +1,7 @@
 # Everything runs from .venv; nothing else is needed but Python 3.11 or newer, and Chromium for the tests of the page.
 PYTHON ?= python3
 # Directory of simplified ndjson files that `make bench` measures on.
-DATA ?= ../shared/data/quickdraw/simplified
+DATA ?= $(or $(QUICKDRAW_DIR),../shared/data/quickdraw)/simplified
 # An interpreter with TensorFlow, for the rows beside Keras (benchmarks/keras_peer.py); they are left out without it.
 KERAS_PYTHON ?= $(wildcard .venv-tf/bin/python)
 BIN := .venv/bin
@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	@test -d $(DATA) || { echo "make bench: no directory $(DATA); name one with DATA=DIR" >&2; exit 2; }
 	test -f .demo/bench/manifest.json || $(BIN)/python jobs/ingest.py --source $(DATA) --out .demo/bench
 	$(BIN)/python benchmarks/train.py --data .demo/bench $(if $(KERAS_PYTHON),--keras-python $(KERAS_PYTHON))
 

@@ -1,6 +1,6 @@
 """The service beside its peers: same model, same cores, same load, in turns within one run.
 
-    python benchmarks/serve.py --records ../shared/data/quickdraw/simplified
+    python benchmarks/serve.py --records $QUICKDRAW_DIR/simplified
 
 `--records` is a directory of simplified ndjson files; the load is `wrk` (Debian's package), which sends real records.
 Each server is a process with one thread for the model (benchmarks/serve_peers.py). `--litserve-python` is an

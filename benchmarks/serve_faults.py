@@ -1,6 +1,6 @@
 """What requests a service loses to each fault, on real processes, under load.
 
-    python benchmarks/serve_faults.py --records ../shared/data/quickdraw/simplified
+    python benchmarks/serve_faults.py --records $QUICKDRAW_DIR/simplified
 
 It starts a Ray of its own and deploys `serve_config.yaml` on it, on free ports, by `serve deploy`. Clients ask all the
 time; one whose request fails (an answer of 5xx, a broken connection, or none within 10 s) asks once more, and what

@@ -1,6 +1,6 @@
 """What a service does with more load than it takes: refuse, and, where it may, grow.
 
-    python benchmarks/serve_overload.py --records ../shared/data/quickdraw/simplified
+    python benchmarks/serve_overload.py --records $QUICKDRAW_DIR/simplified
 
 It starts a Ray of its own and deploys `serve_config.yaml` on it, on free ports, by `serve deploy`. The load is `wrk`,
 with so many connections that it asks ten times what is answered; what is refused is asked again at once. Clients beside

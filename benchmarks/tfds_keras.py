@@ -5,7 +5,7 @@ TensorFlow is no requirement of sketchray, so this runs in an environment of its
     python3 -m venv .venv-tf
     .venv-tf/bin/pip install tensorflow-cpu tensorflow-datasets importlib_resources
     .venv-tf/bin/pip install --no-deps --editable .
-    .venv-tf/bin/python benchmarks/tfds_keras.py --simplified ../shared/data/quickdraw/simplified
+    .venv-tf/bin/python benchmarks/tfds_keras.py --simplified $QUICKDRAW_DIR/simplified
 
 `--simplified` takes simplified ndjson files, one for each of the 345 classes, in the bucket's place: 80, 10 and 10 % of
 each, in file order, are written as SketchRNN's files first. `--manual-dir` takes SketchRNN's own files. With neither,

@@ -79,6 +79,9 @@ def test_the_job_takes_its_flags(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     arguments = command._parse(kind, defaults[0](flags) if defaults else {})
     assert arguments.use_gpu
     assert arguments.data == "/data/quickdraw"
+    if name == "train":
+        least, most = arguments.num_workers
+        assert {arguments.train.batch_size % size for size in range(least, most + 1)} == {0}
 
 
 def test_the_service_fits_serves_schema_and_the_application_and_asks_for_keys() -> None:
