@@ -154,7 +154,7 @@ def take_over(run: str, mark: str, before: str) -> None:
         before: what `owner_of` returned when the job began.
 
     Raises:
-        RunError: meanwhile another job has it.
+        RunError: meanwhile another job has it, or the storage is full or must not be written to.
         OSError: it cannot be written.
     """
     found = _read_owner(run)
@@ -167,7 +167,11 @@ def take_over(run: str, mark: str, before: str) -> None:
     filesystem, path = open_filesystem(run)
     # Never half written where another job looks: an object is there at once, a file is not.
     beside = f".{OWNER}.{mark}" if isinstance(filesystem, pafs.LocalFileSystem) else OWNER
-    checkpoints.write(run, {beside: owner.model_dump_json().encode()})
+    try:
+        checkpoints.write(run, {beside: owner.model_dump_json().encode()})
+    except OSError as error:
+        raise_if_full(run, error)
+        raise
     if beside != OWNER:
         filesystem.move(f"{path}/{beside}", f"{path}/{OWNER}")
 

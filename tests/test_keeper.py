@@ -1,5 +1,6 @@
 """A run has one job: the later one has it, and the one before stops. No Ray."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def test_a_job_that_is_overtaken_while_it_stores_removes_nothing(
     (tmp_path / OWNER).write_text("{")
     with pytest.raises(RunError, match=r"owner\.json: damaged; remove it, then go on with --resume"):
         owner_of(run)
+
+
+def test_a_disk_that_is_full_is_named_when_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); make room there"):
+        take_over(str(tmp_path), "first", "")
