@@ -126,17 +126,23 @@ def configure(name: str, num_epochs: int, seed: int) -> TrainConfig:
     return TrainConfig.model_validate(merged)
 
 
-def measure(name: str, config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
-    """Trains a row and returns its line."""
+def learn(config: TrainConfig, shards: ShardSet, share: float = 1.0) -> Learner:
+    """Returns what learned the train split's drawings, or of each the first `share` of its points."""
     feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed)
     learner = Learner(config, len(shards.classes), total_steps=feed.steps * config.num_epochs)
-    started, used = time.perf_counter(), time.process_time()
     for batch in batches(feed, range(config.num_epochs)):
         if learner.epoch_steps == feed.steps:
             learner.check_finite()
             learner.start_epoch()
-        learner.step(batch)
+        learner.step(batch if share == 1 else batch.prefix(share))
     learner.check_finite()
+    return learner
+
+
+def measure(name: str, config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
+    """Trains a row and returns its line."""
+    started, used = time.perf_counter(), time.process_time()
+    learner = learn(config, shards)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - used
     valid = EvalFeed(shards.rows("valid"))
     line = {
@@ -152,7 +158,7 @@ def measure(name: str, config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
         },
         "seconds": round(seconds, 1),
         "cpu_s": round(cpu_s, 1),
-        "drawings_per_cpu_s": round(learner.steps * feed.rank_rows / cpu_s, 1),
+        "drawings_per_cpu_s": round(config.num_epochs * float(learner.sums[0]) / cpu_s, 1),
     }
     if name == "base":
         line["tta_top1"] = test_time(learner, valid)

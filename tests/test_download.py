@@ -168,12 +168,12 @@ def test_the_server_says_when_to_come_back(server: FlakyServer, tmp_path: Path) 
     server.script = [Answer(status=503, headers={"Retry-After": "1"}), Answer(status=503)]
     fetch(server, tmp_path)
     first, second, third = (request.time for request in server.requests)
-    assert second - first >= 1
-    assert third - second < 1
+    assert 1 <= second - first < 1.5
+    assert third - second < 0.5
     server.script = [Answer(status=429, headers={"Retry-After": "3600"})]
     start = time.monotonic()
     fetch(server, tmp_path / "other", Limits(longest_wait_s=0.1))
-    assert time.monotonic() - start < 60  # not an hour
+    assert time.monotonic() - start < 1
 
 
 def test_progress_is_what_ends_a_row_of_failures(server: FlakyServer, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_one_refusal_stops_the_other_files(server: FlakyServer, tmp_path: Path) 
             tmp_path,
             limits=Limits(attempts=2),
         )
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 3
     assert "cat.ndjson" not in leftovers(tmp_path)
 
 
