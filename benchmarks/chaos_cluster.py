@@ -16,7 +16,7 @@ import threading
 import time
 
 import tyro
-from chaos_cluster_jobs import LIMIT_S, ROOT, RUNS, Cluster, Job, asking
+from chaos_cluster_jobs import DATA, LIMIT_S, ROOT, RUNS, Cluster, Job, asking
 from hosts import Host, Network, wait_for
 from submitting import ask, deploy
 
@@ -155,14 +155,17 @@ class Chaos:
         return row("SIGKILL of the job's driver", f"`--resume` goes on, {self.compare(again.end())}", lost, seconds)
 
     def s3_refuses(self) -> str:
-        """The storage refuses for half a minute."""
-        job, fault, lost = self.break_middle("s3")
+        """The storage, which has the drawings too, refuses for half a minute."""
+        copy = "import sys, pyarrow.fs as fs; to, path = fs.FileSystem.from_uri(sys.argv[2])"
+        copy += "; fs.copy_files(sys.argv[1], path, destination_filesystem=to)"
+        self.cluster.beside.run("python", "-c", copy, "/mnt/shared/data", DATA)
+        job, fault, lost = self.break_middle("s3", "--data", DATA)
         self.cluster.refuse.touch()
         time.sleep(30)
         self.cluster.refuse.unlink()
         ended = self.compare(job.end())
         left_out, again = job.count("no checkpoint"), job.count("trying again")
-        happened = f"left out inside the epoch: {left_out}; tried again at its end: {again} times; {ended}"
+        happened = f"checkpoints left out: {left_out}; asked again: {again} times; {ended}"
         if job.count("a worker died"):
             happened, seconds = f"{happened}; both workers start anew", job.went_on(fault)
             return row("the S3 server answers 503 for 30 s", happened, lost, seconds)

@@ -18,7 +18,7 @@ from submitting import ask  # noqa: E402
 
 LIMIT_S = 600
 STEP = r"epoch \d+/\d+ step \d+/\d+"
-RUNS = "s3://sketchray/runs"
+RUNS, DATA = "s3://sketchray/runs", "s3://sketchray/drawings"
 
 
 class Job:

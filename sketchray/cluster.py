@@ -88,6 +88,15 @@ def cpus_per_worker(cluster: Cluster, num_workers: int, *, use_gpu: bool = False
     return min(1.0, int(free / num_workers * 1000) / 1000)
 
 
+def node_cpus() -> int:
+    """Returns the CPUs of this process's node, as Ray counts them: in a container, the container's, not the host's."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    return min(os.cpu_count() or 1, int(node["Resources"].get("CPU", 0)) or 1)
+
+
 def tell_if_busy(cpus: float, gpus: float = 0.0) -> None:
     """Says what a run is going to wait for, where other work (a service, another run) holds what it needs now."""
     import ray

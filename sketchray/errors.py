@@ -9,6 +9,10 @@ class StrokeError(Error):
     """A drawing that is not one."""
 
 
+class StorageError(Error):
+    """A disk or an object store that is full, forbidden, or does not answer."""
+
+
 class DataError(Error):
     """A source file or a directory of shards that cannot be used."""
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sketchray.columns import POINTS
 from sketchray.errors import DataError
-from sketchray.storage import open_filesystem
+from sketchray.storage import child, naming, open_filesystem, patiently
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -184,6 +184,7 @@ class Rows:
 
         Raises:
             DataError: a shard is missing or damaged.
+            StorageError: it cannot be reached, or must not be read.
         """
         first, last = bisect_right(self.ends, start), bisect_right(self.ends, stop - 1)
         numbers = range(first, last + 1 if stop > start else first)
@@ -191,14 +192,19 @@ class Rows:
             raise DataError(f"{self.uri}: rows {start}..{stop} of {len(self)} asked for; there are none")
         filesystem, path = open_filesystem(self.uri)
 
+        def load(group: RowGroup) -> pa.Table:
+            with pq.ParquetFile(f"{path}/{group.shard}", filesystem=filesystem, pre_buffer=True) as file:
+                return file.read_row_group(group.index, columns=list(columns), use_threads=False)
+
         def read_group(number: int) -> pa.Table:
             group = self.groups[number]
             begin = self.ends[number] - group.rows
+            uri = child(self.uri, group.shard)
             try:
-                with pq.ParquetFile(f"{path}/{group.shard}", filesystem=filesystem, pre_buffer=True) as file:
-                    table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
+                with naming(uri):
+                    table = patiently(lambda: load(group), uri)
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{self.uri}/{group.shard}: {error}; the data set is damaged, ingest again") from error
+                raise DataError(f"{uri}: {error}; the data set is damaged, ingest again") from error
             return table.slice(max(start - begin, 0), min(stop, self.ends[number]) - max(start, begin))
 
         with ThreadPoolExecutor(min(len(numbers), CONCURRENT_READS)) as pool:

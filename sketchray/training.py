@@ -1,193 +1,28 @@
-"""Training on Ray Train: what each worker does, `train`, resuming, the fault policy.
+"""Training on Ray Train: `train`, resuming, the fault policy."""
 
-"Every rank" and "rank 0 only" say who takes part; where all must and one does not, the run hangs.
-"""
-
-import contextlib
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import nn
-
 from sketchray import checkpoint as checkpoints
-from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, quiet_ray, tell_if_busy
-from sketchray.engine import Learner
+from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, tell_if_busy
 from sketchray.errors import Error, RunError, find_error, first_line, named_line
-from sketchray.feed import ray_batches
-from sketchray.keeper import Keeper, owner_of, raise_if_full, take_over
-from sketchray.logbook import Logbook
-from sketchray.loop import Loop, Metrics, gather_own, take_own
-from sketchray.order import EvalFeed, TrainFeed
+from sketchray.order import TrainFeed
 from sketchray.origins import initial_weights, load_teachers
+from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
-from sketchray.runs import (
-    check_data,
-    claim_run,
-    last_checkpoint,
-    make_meta,
-    newest,
-    started_with,
-)
+from sketchray.runs import check_data, claim_run, last_checkpoint
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import absolute, child
+from sketchray.storage import absolute, naming, patiently
+from sketchray.worker import make_trainer
 
 if TYPE_CHECKING:
-    from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row, without a checkpoint between them
-
-
-def _worker(loop: dict[str, Any]) -> None:
-    """What Ray Train runs on every rank."""
-    import ray.train
-    from ray.train.torch import get_device, prepare_model
-
-    quiet_ray()
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train tells of each report through a logger outside "ray.train"
-    logging.getLogger("sketchray").setLevel(logging.INFO)
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    config, run = TrainConfig.model_validate(loop["config"]), loop["run"]
-    shards = open_shards(loop["data"])
-    origin, teachers = started_with(run)
-    feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed, rank, world_size)
-
-    def wrap(model: nn.Module) -> nn.Module:
-        # Buffers are averaged once an epoch instead of broadcast at each step.
-        return prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False})
-
-    learner = Learner(
-        config,
-        len(shards.classes),
-        total_steps=feed.steps * config.num_epochs,
-        device=device,
-        rank=rank,
-        wrap=wrap,
-        class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
-        teachers=load_teachers(teachers, shards.classes),
-    )
-    keeper = None
-    if rank == 0:
-        mark, before = loop["owner"]
-        if mark:
-            take_over(run, mark, before)
-        keeper = Keeper(run, mark)
-    history = _go_on(learner, run, origin, shards.classes)
-    first_epoch, skip = divmod(learner.steps, feed.steps)
-
-    def keep(metrics: Metrics) -> None:
-        state = {**learner.state_dict(), "ranks": gather_own(learner)}
-        if keeper is not None:
-            epoch = learner.steps // feed.steps
-            meta = make_meta(config, shards, step=learner.steps, epoch=epoch, history=running.history)
-            contents = checkpoints.pack(learner.kept.state_dict(), meta, state)
-            keeper.keep(learner.steps, contents, wait=bool(metrics))
-        if metrics:
-            ray.train.report(metrics)  # a barrier
-
-    try:
-        with contextlib.ExitStack() as stack:
-            logbook = None
-            if keeper is not None:
-                stack.callback(keeper.close)
-                logbook = stack.enter_context(contextlib.closing(Logbook(run, shards.classes, learner.steps)))
-            running = Loop(
-                learner=learner,
-                feed=feed,
-                stream=ray_batches(feed, range(first_epoch, config.num_epochs), skip=skip),
-                valid=EvalFeed(shards.rows("valid"), config.batch_size, rank, world_size),
-                keep=keep,
-                history=history,
-                checkpoint_every_s=loop["checkpoint_every_s"],
-                logbook=logbook,
-                quiet=loop["quiet"],
-            )
-            running.run()
-    except OSError as error:
-        raise_if_full(run, error)
-        raise
-
-
-def _go_on(learner: Learner, run: str, origin: str | None, classes: Sequence[str]) -> list[Metrics]:
-    """Puts the learner where the run stands, and returns the metrics of the epochs so far. Every rank takes part.
-
-    Without a checkpoint it starts from the weights of `origin`, or random ones.
-
-    There is a checkpoint after a failure, and with --resume. Rank 0 chooses it, so that all go on from the same.
-    """
-    found: list[Any] = [newest(run) if learner.rank == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, 0)
-    if found[0] is not None:
-        weights, state, meta = found[0]
-        learner.load_state_dict(weights, state)
-        take_own(learner, state["ranks"])
-        if learner.rank == 0:
-            logger.info("going on after epoch %d, step %d", meta.epoch, meta.step)
-        return list(meta.history)
-    if origin is not None:
-        learner.start_from(initial_weights(origin, learner.config, classes))
-    return []
-
-
-def make_trainer(
-    config: TrainConfig,
-    data: str,
-    *,
-    storage_path: str,
-    name: str,
-    num_workers: int | tuple[int, int],
-    worker: dict[str, float],
-    checkpoint_every_s: float = 0.0,
-    owner: tuple[str, str] = ("", ""),
-    max_failures: int = MAX_FAILURES,
-    callbacks: Sequence["UserCallback"] = (),
-    quiet: bool = False,
-) -> "TorchTrainer":
-    """Returns the Ray Train run.
-
-    `worker` is what each process reserves, by Ray's resource names; `owner` the job's mark and the one that it found,
-    or nothing where no other job can have the run.
-    """
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    return TorchTrainer(
-        _worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "data": data,
-            "run": child(storage_path, name),
-            "checkpoint_every_s": checkpoint_every_s,
-            "owner": owner,
-            "quiet": quiet,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,  # type: ignore[arg-type]  # a pair is Train V2's
-            use_gpu="GPU" in worker,
-            resources_per_worker=worker,
-            # GPUs of one machine are the closest; without them each worker does best with a machine's cores to itself.
-            placement_strategy="PACK" if "GPU" in worker else "SPREAD",
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            callbacks=list(callbacks),  # type: ignore[arg-type]
-        ),
-    )
 
 
 def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
@@ -198,20 +33,19 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
 
     Raises:
         Error: what a worker raised.
-        RunError: the workers died too often, or the storage is full.
+        RunError: the workers died too often.
+        StorageError: the storage is full, must not be written to, or does not answer.
     """
     from ray.train import TrainingFailedError
 
     failures, before = 0, last_checkpoint(run)
     while True:
         try:
-            make().fit()
+            with naming(run, "cannot be used", "go on with --resume"):
+                make().fit()
             return
-        except OSError as error:
-            raise_if_full(run, error)
-            raise
         except TrainingFailedError as error:
-            known, latest = find_error(error), last_checkpoint(run)
+            known, latest = find_error(error), patiently(lambda: last_checkpoint(run), run)
             rest = f"; its last checkpoint is {latest}" if latest else ""
             if isinstance(known, Error):
                 what = first_line(known)
@@ -268,6 +102,7 @@ def train(
         DataError: the data set cannot be used.
         RunError: the name is in use, the cluster is too small, a node does not see the same, or training had to stop,
             as where another job resumed the run meanwhile.
+        StorageError: a storage is full, forbidden, or does not answer.
     """
     started = time.perf_counter()
     data, storage_path = absolute(data), absolute(storage_path)
@@ -291,7 +126,7 @@ def train(
     run = claim_run(config, storage_path, name, resume=resume, from_checkpoint=from_checkpoint, teachers=list(teachers))
     if resume:
         check_data(run, shards)
-    owner = uuid.uuid4().hex, owner_of(run)
+    own = claim(run)
     tell_if_busy(least * cpus + DATA_CPUS, least if use_gpu else 0)
 
     def make() -> "TorchTrainer":
@@ -303,8 +138,7 @@ def train(
             num_workers=num_workers,
             worker={"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})},
             checkpoint_every_s=checkpoint_every_s,
-            owner=owner,
-            max_failures=0,
+            claim=own,
         )
 
     _fit(make, run)

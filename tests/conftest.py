@@ -22,6 +22,7 @@ from sketchray.strokes import to_record
 from sketchray.training import train
 
 if TYPE_CHECKING:
+    from object_store import ObjectStore
     from page_server import PageServer
     from playwright.sync_api import Browser, Page
 
@@ -72,6 +73,15 @@ def real_records(per_class: int, classes: int = 1) -> list[dict[str, Any]]:
         ]
     files = sorted((directory / "simplified").glob("*.ndjson"))[:classes]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()[:per_class]]
+
+
+@pytest.fixture
+def store() -> "Iterator[ObjectStore]":
+    """An S3 server."""
+    from object_store import ObjectStore
+
+    with ObjectStore() as started:
+        yield started
 
 
 @contextmanager

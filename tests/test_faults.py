@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from object_store import ObjectStore
 from test_runs import flip
 from test_training import EXACT, assert_equal, final_weights, learned
 from torch import multiprocessing
 
 from sketchray import checkpoint as checkpoints
 from sketchray import doodles, training
-from sketchray.errors import DataError, RunError
+from sketchray.errors import DataError, RunError, StorageError
 from sketchray.ingest import ingest
 from sketchray.ingest.place import choose_split
-from sketchray.keeper import Keeper, owner_of, take_over
+from sketchray.keeper import Keeper
+from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import newest
 from sketchray.shards import open_shards
@@ -151,7 +153,7 @@ def test_a_full_disk_stops_the_run_at_once_and_resume_goes_on(
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
     before = sorted(run.glob("checkpoint_*/meta.json"))
     with pytest.raises(
-        RunError, match=r"full.*: cannot be written \(.*File too large.*\); make room there, then go on"
+        StorageError, match=r"full.*: cannot be written \(.*File too large.*\); make room there, then go on"
     ):
         running.result(PATIENCE_S)
     after = sorted(run.glob("checkpoint_*/meta.json"))
@@ -229,8 +231,8 @@ def test_a_job_whose_run_another_one_resumes_stops(
     first = background.submit(train, CONFIG, **places, checkpoint_every_s=OFTEN_S)
     wait_for(in_the_middle(tmp_path / "twice"), "a checkpoint", first)
     run = str(tmp_path / "twice")
-    take_over(run, "another", owner_of(run))
-    with pytest.raises(RunError, match=r"twice: another job goes on with this run since 20.* is .*/checkpoint_\d+$"):
+    claim(run).take()
+    with pytest.raises(RunError, match=r"twice: another job goes on here since 20.* is .*/checkpoint_\d+$"):
         first.result(PATIENCE_S)
     stored = newest(run)
     assert stored is not None
@@ -308,32 +310,39 @@ def test_fine_tuning_onto_other_classes_with_every_option(run: str, cluster: str
     assert result["metrics"]["val_top1"] == max(scores)
 
 
-def test_a_run_on_s3_goes_on_where_its_last_whole_checkpoint_is(run: str, cluster: str, doodle_shards: str) -> None:
-    """It learns from a teacher alone, and is the same again after it was resumed."""
-    import boto3
-    import httpx
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    address = ":".join(map(str, server.get_host_and_port()))
-    httpx.post(f"http://{address}/moto-api/reset").raise_for_status()  # all servers of a process have one memory
-    names = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://{address}", **names)
-    client.create_bucket(Bucket="runs")
-    places = {
-        "data": doodle_shards,
-        "storage_path": f"s3://key:secret@runs/all?endpoint_override={address}&scheme=http",
-        "name": "cloud",
-    }
+def test_a_run_on_s3_goes_on_where_its_last_whole_checkpoint_is(
+    run: str,
+    cluster: str,
+    doodle_shards: str,
+    store: ObjectStore,
+    background: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It learns from a teacher alone. S3 refuses for a while, and meanwhile its worker dies."""
+    uri = store.make_bucket("learning")
+    for file in Path(doodle_shards).iterdir():
+        store.client.upload_file(str(file), "learning", f"data/{file.name}")
+    places = {"data": uri.format("data"), "storage_path": uri.format("runs"), "name": "cloud"}
     config = TINY.model_copy(update={"distillation_weight": 1.0})
-    first = train(config, **places, teachers=[run], checkpoint_every_s=OFTEN_S)
+
+    def keys() -> list[str]:
+        found = store.client.list_objects_v2(Bucket="learning", Prefix="runs/cloud/").get("Contents", [])
+        return [entry["Key"] for entry in found]
+
+    learning = background.submit(train, config, **places, teachers=[run], checkpoint_every_s=OFTEN_S)
+    wait_for(lambda: any("/checkpoint_" in key for key in keys()), "a checkpoint", learning)
+    store.refusals = 1_000_000
+    time.sleep(8)  # pyarrow gives up after 6
+    assert store.refusals < 1_000_000, "nothing was refused"
+    os.kill(workers()[-1], signal.SIGKILL)
+    time.sleep(8)
+    store.refusals = 0
+    first = learning.result(PATIENCE_S)
+    assert len([message for message in caplog.messages if message.startswith("a worker died")]) == 1
     assert first["metrics"]["val_top1"] > 0.5
     weights = checkpoints.load(first["checkpoint"])[0].state_dict()
-    objects = client.list_objects_v2(Bucket="runs")["Contents"]
-    names_kept = sorted({entry["Key"].split("/")[2] for entry in objects if "/checkpoint_" in entry["Key"]})
-    client.delete_object(Bucket="runs", Key=f"all/cloud/{names_kept[-1]}/meta.json")
+    latest = max(key for key in keys() if "/checkpoint_" in key and key.endswith("/meta.json"))
+    store.client.delete_object(Bucket="learning", Key=latest)
     again = train(config, **places, resume=True)
     assert again["metrics"] == first["metrics"]
     assert_equal(checkpoints.load(again["checkpoint"])[0].state_dict(), weights)
-    server.stop()

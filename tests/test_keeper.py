@@ -7,25 +7,28 @@ import pytest
 from test_runs import contents, kept, name
 
 from sketchray import checkpoint as checkpoints
-from sketchray.errors import RunError
-from sketchray.keeper import OWNER, Keeper, owner_of, take_over
+from sketchray.errors import RunError, StorageError
+from sketchray.keeper import Keeper
+from sketchray.owner import OWNER, Claim, claim
 
 
 def test_the_job_that_took_a_run_over_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = str(tmp_path)
     refused = rf"{tmp_path}: another job goes on .* \(process \d+ on .+\), so this one stops"
-    take_over(run, "first", owner_of(run))
-    take_over(run, "first", "")  # its workers start anew
-    take_over(run, "second", owner_of(run))
-    with pytest.raises(RunError, match=refused):
-        take_over(run, "first", "")  # its workers start anew
-    with pytest.raises(RunError, match=refused):
-        take_over(run, "third", "first")  # it began before the second one had the run
-    first, second = Keeper(run, "first"), Keeper(run, "second")
+    early = claim(run)
+    early.take()
+    early.take()  # its workers start anew
+    beside = claim(run)
+    later = claim(run)
+    later.take()
+    for outdated in (early, beside):  # one whose workers start anew, one that began before the later one had the run
+        with pytest.raises(RunError, match=refused):
+            outdated.take()
+    first, second = Keeper(run, early), Keeper(run, later)
     second.keep(20, contents(20, 0.4), wait=True)
     with pytest.raises(RunError, match=refused):
         first.keep(30, contents(30, 0.5), wait=True)
-    first = Keeper(run, "first")
+    first = Keeper(run, early)
     first.keep(40, contents(40), wait=False)
     first.close()
     assert "no checkpoint in the middle of the epoch" in caplog.text
@@ -40,8 +43,9 @@ def test_a_job_that_is_overtaken_while_it_stores_removes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(tmp_path)
-    take_over(run, "first", "")
-    keeper = Keeper(run, "first")
+    early = claim(run)
+    early.take()
+    keeper = Keeper(run, early)
     for step in (10, 20):
         keeper.keep(step, contents(step), wait=True)
     write = checkpoints.write
@@ -49,15 +53,15 @@ def test_a_job_that_is_overtaken_while_it_stores_removes_nothing(
     def slowly(uri: str, files: dict[str, bytes]) -> None:
         write(uri, files)
         monkeypatch.undo()
-        take_over(run, "second", "first")
+        claim(run).take()
 
     monkeypatch.setattr(checkpoints, "write", slowly)
-    with pytest.raises(RunError, match="another job goes on with this run"):
+    with pytest.raises(RunError, match="another job goes on here"):
         keeper.keep(30, contents(30), wait=True)
     assert kept(tmp_path) == [name(10), name(20), name(30)]
     (tmp_path / OWNER).write_text("{")
     with pytest.raises(RunError, match=r"owner\.json: damaged; remove it, then go on with --resume"):
-        owner_of(run)
+        claim(run)
 
 
 def test_a_disk_that_is_full_is_named_when_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,5 +69,5 @@ def test_a_disk_that_is_full_is_named_when_a_run_is_taken_over(tmp_path: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "write", full)
-    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); make room there"):
-        take_over(str(tmp_path), "first", "")
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\); make room there"):
+        Claim(str(tmp_path), "mark", "").take()

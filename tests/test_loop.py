@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from object_store import ObjectStore
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sketchray.engine import Learner
@@ -103,18 +104,14 @@ def test_the_logbook_has_scalars_and_pictures(doodle_shards: str, tmp_path: Path
     assert len(picture.encoded_image_string) > 20_000  # 24 drawings, not blank
 
 
-def test_logs_that_cannot_be_copied_stop_no_run(doodle_shards: str, caplog: pytest.LogCaptureFixture) -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    address = ":".join(map(str, server.get_host_and_port()))
+def test_logs_that_cannot_be_copied_stop_no_run(
+    doodle_shards: str, store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
     shards = open_shards(doodle_shards)
-    book = Logbook(f"s3://key:secret@missing/run?endpoint_override={address}&scheme=http", shards.classes)
+    book = Logbook(store.make_bucket("there").replace("@there", "@missing").format("run"), shards.classes)
     kept: list[Metrics] = []
     make_loop(shards, TINY, kept, logbook=book).run()
     book.close()
-    server.stop()
     assert len(kept) == 2
     told = [record.message for record in caplog.records if record.name == "sketchray.logbook"]
     assert [message.partition(" (")[0] for message in told] == [

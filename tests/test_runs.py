@@ -16,8 +16,8 @@ import torch
 from conftest import TINY
 
 from sketchray import checkpoint as checkpoints
-from sketchray import keeper as keepers
-from sketchray.errors import CheckpointError, RunError
+from sketchray import storage
+from sketchray.errors import CheckpointError, RunError, StorageError
 from sketchray.keeper import Keeper
 from sketchray.model import StrokeClassifier
 from sketchray.runs import check_data, claim_run, last_checkpoint, newest, started_with
@@ -185,7 +185,9 @@ def test_a_full_disk_is_named_and_what_was_good_stays(run: Path, caplog: pytest.
     files = contents(50, 0.9)
     keeper = Keeper(str(run))
     with files_of_at_most(len(files["model.safetensors"]) - 1):
-        with pytest.raises(RunError, match=rf"{run}/{name(50)}: cannot be written \(.*File too large.*\); make room"):
+        with pytest.raises(
+            StorageError, match=rf"{run}/{name(50)}: cannot be written \(.*File too large.*\); make room"
+        ):
             keeper.keep(50, files, wait=True)
         assert kept(run) == [name(10), name(20), name(30), name(40)]
         keeper.keep(50, files, wait=False)  # in the middle of an epoch it is only told
@@ -231,19 +233,23 @@ class Refusing(dict[str, bytes]):
         return super().items()
 
 
+BUSY = "AWS Error SLOW_DOWN during CreateMultipartUpload operation: Please reduce your request rate."
+
+
 def test_an_object_store_that_refuses_at_the_end_of_an_epoch_is_asked_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keepers, "PAUSE_S", 0.0)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
     keeper = Keeper(str(tmp_path))
-    keeper.keep(10, Refusing(contents(10, 0.5), [OSError("HTTP status 503"), OSError("HTTP status 503")]), wait=True)
-    assert caplog.messages == ["step 10: the checkpoint is not stored yet, trying again (HTTP status 503)"] * 2
+    keeper.keep(10, Refusing(contents(10, 0.5), [OSError(BUSY), OSError(BUSY)]), wait=True)
+    assert caplog.messages == [f"{tmp_path}/{name(10)}: the storage refuses, trying again ({BUSY})"] * 2
     assert kept(tmp_path) == [name(10)]
     with pytest.raises(OSError, match="Input/output error"):  # a disk that fails will fail again
         keeper.keep(20, Refusing(contents(20, 0.5), [OSError(errno.EIO, "Input/output error")]), wait=True)
-    monkeypatch.setattr(keepers, "PATIENCE_S", -1.0)
-    with pytest.raises(OSError, match="HTTP status 503"):
-        keeper.keep(20, Refusing(contents(20, 0.5), [OSError("HTTP status 503")]), wait=True)
+    monkeypatch.setattr(storage, "PATIENCE_S", -1.0)
+    message = rf"{name(20)}: cannot be written \({BUSY}\); wait until the storage answers, then go on with --resume"
+    with pytest.raises(StorageError, match=message):
+        keeper.keep(20, Refusing(contents(20, 0.5), [OSError(BUSY)]), wait=True)
     keeper.close()
     assert kept(tmp_path) == [name(10)]
 

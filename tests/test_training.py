@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sketchray import checkpoint as checkpoints
 from sketchray.augment import AugmentConfig
 from sketchray.batch import Batch
-from sketchray.cluster import Cluster, cpus_per_worker, tell_if_busy
+from sketchray.cluster import Cluster, cpus_per_worker, node_cpus, tell_if_busy
 from sketchray.engine import Learner
 from sketchray.errors import DataError, RunError
 from sketchray.feed import batches
@@ -210,6 +210,12 @@ def test_bad_places_leave_nothing_behind(cluster: str, doodle_shards: str, tmp_p
 def test_workers_leave_a_cpu_to_ray_data(cpus: int, workers: int, each: float) -> None:
     assert cpus_per_worker(Cluster(cpus, 0), workers) == each
     assert cpus - workers * each >= 1
+
+
+def test_threads_follow_the_cpus_that_ray_counts(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for machine, expected in ((64, 2), (1, 1)):  # as in a container of a large machine; Ray was told of two CPUs
+        monkeypatch.setattr(os, "cpu_count", lambda machine=machine: machine)
+        assert node_cpus() == expected
 
 
 def test_impossible_sums_are_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from object_store import ObjectStore
 from optuna.trial import TrialState
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError
@@ -14,6 +15,7 @@ from ray.exceptions import ActorDiedError
 from sketchray.cluster import Cluster
 from sketchray.errors import RunError
 from sketchray.model import ModelConfig
+from sketchray.owner import claim
 from sketchray.recipe import RECIPES, TrainConfig
 from sketchray.shards import open_shards
 from sketchray.tuning import SweepConfig, sweep_defaults
@@ -194,22 +196,13 @@ def test_a_study_is_not_taken_over_by_chance(tmp_path: Path) -> None:
         search_of(tmp_path, url="sqlite:////nowhere/a.db")
 
 
-def test_a_journal_on_s3_is_a_copy(tmp_path: Path) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    address = ":".join(map(str, server.get_host_and_port()))
-    names = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://{address}", **names).create_bucket(Bucket="sweeps")
-    run = f"s3://key:secret@sweeps/one?endpoint_override={address}&scheme=http"
+def test_a_journal_on_s3_is_a_copy(store: ObjectStore) -> None:
+    run = store.make_bucket("sweeps").format("one")
     journal = Journal(run)
     optuna.create_study(storage=journal.storage, study_name="s")
     journal.publish()
     again = Journal(run)
     assert [study.study_name for study in again.storage.get_all_studies()] == ["s"]
-    server.stop()
 
 
 def test_asha_stops_who_lags_but_nobody_behind_the_last_epoch() -> None:
@@ -371,6 +364,28 @@ def test_a_config_and_its_choices_say_the_same() -> None:
     assert TrainConfig.model_validate(propose(choices.__getitem__)) == config
 
 
+def test_a_sweep_that_another_job_resumes_tells_its_study_nothing_more(tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    early = claim(str(tmp_path))
+    early.take()
+    search.check = early.check
+    tidied: list[str] = []
+    keeper = Bookkeeper(search, set(), lambda last: None, tidied.append)
+    trial: Any = type("Trial", (), {"config": search.suggest("0"), "pickled_error_file": None})
+    keeper.on_trial_result(0, [], trial, {"epoch": 1.0, "step": 9.0, "val_top1": 0.5})
+    keeper.on_step_end(0, [])
+    claim(str(tmp_path)).take()
+    before = search.study.trials
+    keeper.on_trial_result(0, [], trial, {"epoch": 2.0, "step": 18.0, "val_top1": 0.6})
+    keeper.on_trial_error(0, [], trial)
+    with pytest.raises(RunError, match="another job goes on here"):
+        keeper.on_step_end(0, [])
+    with pytest.raises(RunError, match="another job goes on here"):
+        search.suggest("1")
+    assert search.study.trials == before
+    assert tidied == []
+
+
 def test_the_page_shows_what_was_tried_and_loads_nothing(tmp_path: Path) -> None:
     search = search_of(tmp_path)
     tidied: list[str] = []
@@ -413,7 +428,7 @@ def test_a_trial_that_was_cut_off_tells_what_nobody_heard_of(doodle_shards: str,
 
     def begin(told: int) -> OneWorkerTrial:
         trial = OneWorkerTrial.__new__(OneWorkerTrial)  # Ray Tune's own set-up needs its session
-        trial.setup({**proposal, "told": told}, data=doodle_shards, run=str(tmp_path), threads=1)
+        trial.setup({**proposal, "told": told}, data=doodle_shards, claim=claim(str(tmp_path)), threads=1)
         return trial
 
     trial = begin(0)

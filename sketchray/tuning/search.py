@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from sketchray.errors import find_error, first_line, named_line
+from sketchray.errors import RunError, find_error, first_line, named_line
 from sketchray.loop import METRIC
 from sketchray.recipe import TrainConfig
 from sketchray.tuning.space import Space, count_parameters
@@ -60,6 +60,7 @@ class StudySearch(Searcher):
         space: what may be proposed.
         publish: is called after each change of the study.
         measure: drawings/s of a configuration, which are the second objective; without it there is one.
+        check: raises where another job has the sweep; nothing is told to the study then.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class StudySearch(Searcher):
         space: Space,
         publish: Callable[[], None],
         measure: Callable[[TrainConfig], float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.study, self.space, self.publish, self.measure = study, space, publish, measure
+        self.study, self.space, self.publish, self.measure, self.check = study, space, publish, measure, check
         self.speeds = {trial.number: trial.user_attrs.get(SPEED, 0.0) for trial in study.get_trials(deepcopy=False)}
         self.asked: dict[int, optuna.Trial] = {}
         self.entries: dict[int, Entry] = {}
@@ -78,6 +80,7 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Returns the next proposal: `config`, `directory`, the trial's `number`, and the last epoch `told` of it."""
         del trial_id
+        self.check()
         trial = self.study.ask()
         config = self.space.suggest(trial)
         directory = str(trial.user_attrs.get("directory", f"trial_{trial.number:05d}"))
@@ -171,6 +174,7 @@ class Bookkeeper(Callback):
         self, search: StudySearch, stopped: set[int], show: Callable[[bool], None], tidy: Callable[[str], None]
     ) -> None:
         self.search, self.stopped, self.show, self.tidy = search, stopped, show, tidy
+        self.lost: RunError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles what it is given."""
@@ -178,12 +182,23 @@ class Bookkeeper(Callback):
 
     def on_step_end(self, iteration: int, trials: "list[TuneTrial]", **info: Any) -> None:
         """Ray Tune looked at what goes on."""
+        if self.lost is not None:  # here, since Ray Tune takes what is raised elsewhere for a trial's
+            raise self.lost
         self.show(False)
+
+    def _is_lost(self) -> bool:
+        try:
+            self.search.check()
+        except RunError as error:
+            self.lost = error
+        return self.lost is not None
 
     def on_trial_result(
         self, iteration: int, trials: "list[TuneTrial]", trial: "TuneTrial", result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch is over."""
+        if self._is_lost():
+            return
         number, epoch = trial.config["number"], int(result["epoch"])
         entry = self.search.entries[number]
         if epoch not in entry.values:
@@ -210,6 +225,8 @@ class Bookkeeper(Callback):
     def _close(self, number: int, fate: str, reason: str = "") -> None:
         from optuna.trial import TrialState
 
+        if self._is_lost():
+            return
         trial, entry = self.search.asked[number], self.search.entries[number]
         entry.fate, entry.reason, entry.seconds = fate, reason, time.perf_counter() - entry.started
         notes = {"fate": fate, "reason": reason, "seconds": round(entry.seconds, 3)}

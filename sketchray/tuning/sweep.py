@@ -12,6 +12,7 @@ from sketchray.cluster import check_shared, connect, tell_if_busy
 from sketchray.errors import RunError
 from sketchray.loop import METRIC
 from sketchray.order import TrainFeed
+from sketchray.owner import Claim, claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import keep_best
 from sketchray.shards import ShardSet, open_shards
@@ -64,7 +65,8 @@ def tune(
 
     Raises:
         DataError: the data set cannot be used.
-        RunError: the name is in use, the cluster is too small, or no trial ended well.
+        RunError: the name is in use, the cluster is too small, no trial ended well, or another job resumed the sweep
+            meanwhile.
         ValueError: the space is not possible.
     """
     started = time.perf_counter()
@@ -95,6 +97,8 @@ def tune(
         "journal": optuna_storage is None,
     }
     run = claim_sweep(started_with, storage_path, name, resume=resume)
+    own = claim(run)
+    own.take()
     study, publish = open_study(
         run,
         name,
@@ -116,7 +120,7 @@ def tune(
             publish,
             shards,
             data=data,
-            run=run,
+            own=own,
             num_workers=num_workers,
             worker=worker,
             concurrent=concurrent,
@@ -135,7 +139,7 @@ def _search(
     shards: ShardSet,
     *,
     data: str,
-    run: str,
+    own: Claim,
     num_workers: int,
     worker: dict[str, float],
     concurrent: int,
@@ -152,7 +156,7 @@ def _search(
     from sketchray.tuning.trial import OneWorkerTrial, train_with_workers
 
     over = ended(study)
-    search = StudySearch(study, space, publish, Speedometer(shards) if sweep.pareto else None)
+    search = StudySearch(study, space, publish, Speedometer(shards) if sweep.pareto else None, own.check)
     scheduler: Any = None  # first in, first out
     stopped: set[int] = set()
     if sweep.scheduler == "asha":
@@ -171,15 +175,15 @@ def _search(
         search,
         stopped,
         lambda last: board.show(search.entries.values(), last=last),
-        lambda directory: keep_best(child(run, directory)),
+        lambda directory: keep_best(child(own.run, directory)),
     )
     trainable: Any
     if num_workers == 1:
-        trainable = ray.tune.with_parameters(OneWorkerTrial, data=data, run=run, threads=threads)
+        trainable = ray.tune.with_parameters(OneWorkerTrial, data=data, claim=own, threads=threads)
         trainable = ray.tune.with_resources(trainable, worker)
     else:
         trainable = ray.tune.with_parameters(
-            train_with_workers, data=data, run=run, num_workers=num_workers, worker=worker
+            train_with_workers, data=data, claim=own, num_workers=num_workers, worker=worker
         )
         trainable = ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS})
     ray.tune.Tuner(
@@ -194,7 +198,7 @@ def _search(
         ),
         run_config=ray.tune.RunConfig(
             name="tune",
-            storage_path=run,
+            storage_path=own.run,
             callbacks=[keeper],
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial keeps its own
             verbose=0,

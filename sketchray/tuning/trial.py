@@ -11,35 +11,38 @@ import torch
 from ray.tune import Trainable
 
 from sketchray import checkpoint as checkpoints
-from sketchray.cluster import quiet_ray
+from sketchray.cluster import node_cpus, quiet_ray
 from sketchray.engine import Learner
 from sketchray.feed import batches
 from sketchray.keeper import Keeper
 from sketchray.loop import Loop, Metrics
 from sketchray.order import EvalFeed, TrainFeed
+from sketchray.owner import Claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import claim_run, make_meta, newest, stored_config
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import child
-from sketchray.training import make_trainer
+from sketchray.worker import make_trainer
 
 
 class OneWorkerTrial(Trainable):
     """A trial in this process; `reuse_actors` gives it one configuration after the other."""
 
-    def setup(self, config: dict[str, Any], *, data: str, run: str, threads: int) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], *, data: str, claim: Claim, threads: int
+    ) -> None:
         """Opens the drawings, once for all trials of this process, and begins the first.
 
         Args:
             config: what the search proposed: `config`, `directory`, and up to which epoch it has `told` the study.
             data: directory or URI of the shards.
-            run: of the sweep.
-            threads: of PyTorch.
+            claim: the job's, to the sweep.
+            threads: of PyTorch, at most.
         """
         quiet_ray()
         logging.getLogger("sketchray").setLevel(logging.WARNING)
-        torch.set_num_threads(threads)
-        self.run, self.shards = run, open_shards(data)
+        torch.set_num_threads(min(threads, node_cpus()))
+        self.claim, self.shards = claim, open_shards(data)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -54,9 +57,9 @@ class OneWorkerTrial(Trainable):
 
     def _begin(self, proposal: dict[str, Any]) -> None:
         config = TrainConfig.model_validate(proposal["config"])
-        claim(config, self.run, proposal["directory"])
-        directory = child(self.run, proposal["directory"])
-        self.keeper = Keeper(directory)
+        prepare(config, self.claim.run, proposal["directory"])
+        directory = child(self.claim.run, proposal["directory"])
+        self.keeper = Keeper(directory, self.claim)
         self.loop = make_loop(config, self.shards, directory, self.keeper)
         self.epochs = self.loop.epochs()
         # A checkpoint is there before the study hears of its epoch, so a kill between the two is made good here.
@@ -103,28 +106,28 @@ def make_loop(config: TrainConfig, shards: ShardSet, directory: str, keeper: Kee
 
 
 def train_with_workers(
-    proposal: dict[str, Any], *, data: str, run: str, num_workers: int, worker: dict[str, float]
+    proposal: dict[str, Any], *, data: str, claim: Claim, num_workers: int, worker: dict[str, float]
 ) -> None:
     """A trial with several workers: the driver of a Ray Train run, which tells Ray Tune of each epoch."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     quiet_ray()
     config = TrainConfig.model_validate(proposal["config"])
-    claim(config, run, proposal["directory"])
+    prepare(config, claim.run, proposal["directory"])
     make_trainer(
         config,
         data,
-        storage_path=run,
+        storage_path=claim.run,
         name=proposal["directory"],
         num_workers=num_workers,
         worker=worker,
-        max_failures=0,
+        claim=claim,
         callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]
         quiet=True,
     ).fit()
 
 
-def claim(config: TrainConfig, run: str, directory: str) -> None:
+def prepare(config: TrainConfig, run: str, directory: str) -> None:
     """Writes what a trial trains into its directory, unless it goes on."""
     if stored_config(run, directory) is None:
         claim_run(config, run, directory, resume=False)

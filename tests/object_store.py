@@ -1,0 +1,57 @@
+"""An S3 server of the test's own, which can be told to refuse: moto's, in a thread of this process."""
+
+import logging
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class ObjectStore:
+    """Serves S3 on loopback, empty at first.
+
+    Attributes:
+        refusals: requests that are still to be refused.
+        status, code: of the refusals.
+        client: boto3's.
+    """
+
+    def __init__(self) -> None:
+        import boto3
+        import httpx
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel("WARNING")  # a line for each request
+        self.refusals, self.status, self.code = 0, "503 Slow Down", "SlowDown"
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        self.address = ":".join(map(str, self._server.get_host_and_port()))
+        url = f"http://{self.address}"
+        httpx.post(f"{url}/moto-api/reset").raise_for_status()  # all servers of a process have one memory
+        names = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        self.client = boto3.client("s3", endpoint_url=url, **names)
+        assert self._server._server is not None
+        self._serve: Application = self._server._server.app
+        self._server._server.app = self._answer
+
+    def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if self.refusals <= 0:
+            return self._serve(environment, start)
+        self.refusals -= 1
+        body = f"<Error><Code>{self.code}</Code><Message>as it was told</Message></Error>".encode()
+        start(self.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def make_bucket(self, name: str) -> str:
+        """Returns the URI of something in a new bucket, with `{}` for its path."""
+        self.client.create_bucket(Bucket=name)
+        return f"s3://key:secret@{name}/{{}}?endpoint_override={self.address}&scheme=http"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop()
