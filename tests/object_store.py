@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
+from sketchray import storage
+
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -42,6 +46,18 @@ class ObjectStore:
         body = f"<Error><Code>{self.code}</Code><Message>as it was told</Message></Error>".encode()
         start(self.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]
+
+    def refuse_until_told(self, patch: pytest.MonkeyPatch) -> list[str]:
+        """Refuses everything until the first warning that it does. Returns the warnings so far."""
+        told = []
+
+        def warning(message: str, *arguments: object) -> None:
+            told.append(message % arguments)
+            self.refusals = 0
+
+        patch.setattr(storage.logger, "warning", warning)
+        self.refusals = 1_000_000
+        return told
 
     def make_bucket(self, name: str) -> str:
         """Returns the URI of something in a new bucket, with `{}` for its path."""

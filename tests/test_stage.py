@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from object_store import ObjectStore
 
 from sketchray import doodles
 from sketchray.errors import DataError, RunError, find_error
@@ -142,6 +143,15 @@ def test_other_flags_do_not_go_on(source_dir: Path, tmp_path: Path) -> None:
     assert contents(out / STAGE) == before
 
 
+def test_a_store_that_refuses_for_a_while_is_asked_again(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(store.make_bucket("out").format("data"))
+    stage.open({})
+    told = store.refuse_until_told(monkeypatch)
+    stage.write("shard-00000-of-00001.parquet", b"drawings")
+    assert [line.partition(" (")[0] for line in told] == [f"--out {stage.out}: the storage refuses, trying again"]
+    assert store.client.get_object(Bucket="out", Key="data/shard-00000-of-00001.parquet")["Body"].read() == b"drawings"
+
+
 def test_a_full_disk_is_named_and_what_is_complete_stays(
     source_dir: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
@@ -153,7 +163,7 @@ def test_a_full_disk_is_named_and_what_is_complete_stays(
     with pytest.raises(Exception) as caught:  # noqa: PT011  Ray wraps it in a class of its own
         again(source_dir, out)
     message = str(find_error(caught.value))
-    assert f"--out {out}: cannot write" in message
+    assert f"--out {out}: cannot be used" in message
     assert "No space left on device" in message
     assert "run the same command again to go on" in message
     assert stage.reports("group")

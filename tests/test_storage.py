@@ -26,14 +26,7 @@ def test_a_store_that_refuses_for_a_while_loses_no_checkpoint(
         checkpoints.write(child(run, f"checkpoint_{step:09d}"), contents(step, 0.5))
     uri = child(run, "checkpoint_000000020")
     meta = checkpoints.read_meta(uri)
-    told = []
-
-    def warning(message: str, *arguments: object) -> None:
-        told.append(message % arguments)
-        store.refusals = 0
-
-    monkeypatch.setattr(storage.logger, "warning", warning)
-    store.refusals = 1_000_000
+    told = store.refuse_until_told(monkeypatch)
     assert hashlib.sha256(checkpoints._read(uri, "state.pt", meta)).hexdigest() == meta.files["state.pt"].sha256
     (line,) = told
     assert line.startswith(f"{child(uri, 'state.pt')}: the storage refuses, trying again (When reading")

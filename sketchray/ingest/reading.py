@@ -107,8 +107,13 @@ class Reader:
         order = sort_unique(table)
         filesystem, path = open_filesystem(self.stage.out)
         name = f"{path}/{STAGE}/{run_name(group, len(report.runs))}"
-        with self.stage.writing(), filesystem.open_output_stream(name) as stream:
-            write_run(stream, take(table, order))
+        run = take(table, order)
+
+        def put() -> None:
+            with filesystem.open_output_stream(name) as stream:
+                write_run(stream, run)
+
+        self.stage.use(put)
         report.runs.append(len(order))
         report.duplicates += len(table) - len(order)
 

@@ -2,21 +2,23 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow.fs as pafs
 
-from sketchray.errors import DataError, RunError
+from sketchray.errors import DataError, Error, RunError
 from sketchray.shards import MANIFEST
-from sketchray.storage import open_filesystem
+from sketchray.storage import naming, open_filesystem, patiently
+
+T = TypeVar("T")
 
 STAGE = "_ingest"
 PLAN = "plan.json"
 ATTEMPTS = 50  # to remove what tasks may still write, 0.1 s apart
 CARD, QUARANTINE = "card.html", "quarantine.ndjson"
+AGAIN = "run the same command again to go on: what is complete stays"
 
 
 class Stage:
@@ -66,7 +68,7 @@ class Stage:
         try:
             filesystem.create_dir(f"{path}/{STAGE}")
             self.write(f"{STAGE}/{PLAN}", json.dumps(plan).encode())
-        except (OSError, RunError) as error:
+        except (OSError, Error) as error:
             raise DataError(f"--out {self.out}: cannot write there ({error}); choose another directory") from error
         return False
 
@@ -74,7 +76,7 @@ class Stage:
         """Returns the names of what is in the output directory, or in one inside it; none if it does not exist."""
         filesystem, path = open_filesystem(self.out)
         selector = pafs.FileSelector(f"{path}/{directory}".rstrip("/"), allow_not_found=True)
-        return sorted(info.base_name for info in filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in self.use(lambda: filesystem.get_file_info(selector)))
 
     def reports(self, kind: str) -> list[str]:
         """Returns the names of the reports of `group`s or `shard`s that are done, in order."""
@@ -83,42 +85,57 @@ class Stage:
     def read_json(self, name: str) -> Any:
         """Returns the content of a file of `_ingest`."""
         filesystem, path = open_filesystem(self.out)
-        with filesystem.open_input_file(f"{path}/{STAGE}/{name}") as file:
-            return json.loads(file.read())
+
+        def get() -> bytes:
+            with filesystem.open_input_file(f"{path}/{STAGE}/{name}") as file:
+                return bytes(file.read())
+
+        return json.loads(self.use(get))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file of the output directory, whole or not at all.
 
         Raises:
-            RunError: the disk is full, or not writable.
+            RunError, StorageError: as `use`.
         """
         filesystem, path = open_filesystem(self.out)
         # An object store makes an object when it is complete; a rename there would be a copy.
         is_local = isinstance(filesystem, pafs.LocalFileSystem)
         target = f"{path}/{STAGE}/{uuid4().hex}.tmp" if is_local else f"{path}/{name}"
-        with self.writing():
+
+        def put() -> None:
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
             if is_local:
                 filesystem.move(target, f"{path}/{name}")
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turns an OSError of what is written inside into a RunError that says what to do."""
+        self.use(put)
+
+    def use(self, action: Callable[[], T]) -> T:
+        """Returns what `action` returns, which reads or writes in the output directory, and may be called again.
+
+        Raises:
+            StorageError: the storage is full, forbidden, or does not answer.
+            RunError: it fails otherwise.
+        """
         try:
-            yield
+            with naming(f"--out {self.out}", "cannot be used", AGAIN):
+                return patiently(action, f"--out {self.out}")
         except OSError as error:
-            remedy = "what is complete stays: make room, and run the same command again to go on"
-            raise RunError(f"--out {self.out}: cannot write ({error}); {remedy}") from error
+            raise RunError(f"--out {self.out}: cannot be used ({error}); {AGAIN}") from error
 
     def join(self, kind: str, name: str) -> None:
         """Writes what tasks left in `_ingest` as `KIND-*.ndjson` into one file, in their order."""
         filesystem, path = open_filesystem(self.out)
-        with self.writing(), filesystem.open_output_stream(f"{path}/{name}") as stream:
-            for piece in self.names(STAGE):
-                if piece.startswith(f"{kind}-") and piece.endswith(".ndjson"):
-                    with filesystem.open_input_stream(f"{path}/{STAGE}/{piece}") as source:
-                        stream.upload(source)
+
+        def put() -> None:
+            with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                for piece in self.names(STAGE):
+                    if piece.startswith(f"{kind}-") and piece.endswith(".ndjson"):
+                        with filesystem.open_input_stream(f"{path}/{STAGE}/{piece}") as source:
+                            stream.upload(source)
+
+        self.use(put)
 
     def finish(self) -> None:
         """Removes `_ingest`, the plan first: without it, what is left of it is no start of anything."""

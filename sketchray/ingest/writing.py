@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -96,11 +97,13 @@ class Writer:
     def _merge(self, shard: int) -> pa.Table:
         low, high = (-(-bound * PLACES // self.num_shards) for bound in (shard, shard + 1))
         filesystem, path = open_filesystem(self.stage.out)
-        pieces = [RUN_SCHEMA.empty_table()]
-        for run in self.runs:
+
+        def read(run: str) -> pa.Table:
             with filesystem.open_input_file(f"{path}/{STAGE}/{run}") as file:
-                pieces.append(read_run(file, low, high))
-        table = pa.concat_tables(pieces)
+                return read_run(file, low, high)
+
+        pieces = [self.stage.use(partial(read, run)) for run in self.runs]
+        table = pa.concat_tables([RUN_SCHEMA.empty_table(), *pieces])
         return table.filter(pa.array(~_is_cut(table, self.classes, self.cuts))) if self.cuts else table
 
 
