@@ -12,7 +12,7 @@ from sketchray.order import TrainFeed
 from sketchray.origins import initial_weights, load_teachers
 from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
-from sketchray.runs import check_data, claim_run, last_checkpoint
+from sketchray.runs import check_data, claim_run, last_checkpoint, stored_checkpoints
 from sketchray.shards import ShardSet, open_shards
 from sketchray.storage import absolute, naming, patiently
 from sketchray.worker import make_trainer
@@ -142,13 +142,13 @@ def train(
         )
 
     _fit(make, run)
-    best, latest = checkpoints.best(run), last_checkpoint(run)
-    assert latest is not None
+    best, metas = patiently(lambda: (checkpoints.best(run), stored_checkpoints(run)), run)
+    latest = next(iter(metas.values()))
     return {
         "run": run,
         "checkpoint": best,
-        "metrics": checkpoints.read_meta(best).metrics,
-        "drawings_per_s": round(checkpoints.read_meta(latest).history[-1]["drawings_per_s"], 1),
+        "metrics": patiently(lambda: checkpoints.read_meta(best), best).metrics,
+        "drawings_per_s": round(latest.history[-1]["drawings_per_s"], 1),
         "num_workers": num_workers,
         "seconds": round(time.perf_counter() - started, 1),
     }

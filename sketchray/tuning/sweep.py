@@ -16,7 +16,7 @@ from sketchray.owner import Claim, claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import keep_best
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import absolute, child
+from sketchray.storage import absolute, child, patiently
 from sketchray.tuning.dimensions import values
 from sketchray.tuning.page import render
 from sketchray.tuning.plan import DRIVER_CPUS, SweepConfig, claim_sweep, share_out, stored_sweep
@@ -156,7 +156,8 @@ def _search(
     from sketchray.tuning.trial import OneWorkerTrial, train_with_workers
 
     over = ended(study)
-    search = StudySearch(study, space, publish, Speedometer(shards) if sweep.pareto else None, own.check)
+    measure = Speedometer(shards) if sweep.pareto else None
+    search = StudySearch(study, space, publish, measure, lambda: patiently(own.check, own.run))
     scheduler: Any = None  # first in, first out
     stopped: set[int] = set()
     if sweep.scheduler == "asha":
@@ -175,7 +176,7 @@ def _search(
         search,
         stopped,
         lambda last: board.show(search.entries.values(), last=last),
-        lambda directory: keep_best(child(own.run, directory)),
+        lambda directory: patiently(lambda: keep_best(child(own.run, directory)), directory),
     )
     trainable: Any
     if num_workers == 1:
@@ -218,15 +219,15 @@ def _conclude(
     if not any(trial.intermediate_values for trial in over):
         reason = next((trial.user_attrs["reason"] for trial in over if trial.user_attrs.get("reason")), "no time")
         raise RunError(f"{run}: no trial ended an epoch ({reason}); narrow the space, or give it more time")
-    best = checkpoints.best(run)
-    meta = checkpoints.read_meta(best)
+    best = patiently(lambda: checkpoints.best(run), run)
+    meta = patiently(lambda: checkpoints.read_meta(best), best)
     files = {
         BEST: TrainConfig.model_validate(meta.config).model_dump_json(indent=1),
         PAGE: render(study, sweep, space, study.study_name),
     }
     if sweep.pareto:
         files[FRONT] = json.dumps([_member(trial, run) for trial in front_of(study)], indent=1)
-    checkpoints.write(run, {name: content.encode() for name, content in files.items()})
+    patiently(lambda: checkpoints.write(run, {name: content.encode() for name, content in files.items()}), run)
     seconds = time.perf_counter() - started
     return {
         "run": run,

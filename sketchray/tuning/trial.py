@@ -21,7 +21,7 @@ from sketchray.owner import Claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import claim_run, make_meta, newest, stored_config
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import child
+from sketchray.storage import child, patiently
 from sketchray.worker import make_trainer
 
 
@@ -57,8 +57,8 @@ class OneWorkerTrial(Trainable):
 
     def _begin(self, proposal: dict[str, Any]) -> None:
         config = TrainConfig.model_validate(proposal["config"])
-        prepare(config, self.claim.run, proposal["directory"])
         directory = child(self.claim.run, proposal["directory"])
+        patiently(lambda: prepare(config, self.claim.run, proposal["directory"]), directory)
         self.keeper = Keeper(directory, self.claim)
         self.loop = make_loop(config, self.shards, directory, self.keeper)
         self.epochs = self.loop.epochs()
@@ -83,7 +83,7 @@ def make_loop(config: TrainConfig, shards: ShardSet, directory: str, keeper: Kee
         class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
     )
     history: list[Metrics] = []
-    found = newest(directory)
+    found = patiently(lambda: newest(directory), directory)
     if found is not None:
         weights, state, meta = found
         learner.load_state_dict(weights, state)
@@ -113,7 +113,7 @@ def train_with_workers(
 
     quiet_ray()
     config = TrainConfig.model_validate(proposal["config"])
-    prepare(config, claim.run, proposal["directory"])
+    patiently(lambda: prepare(config, claim.run, proposal["directory"]), claim.run)
     make_trainer(
         config,
         data,
