@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sketchray.errors import CheckpointError, first_line
 from sketchray.model import ModelConfig, StrokeClassifier
-from sketchray.storage import child, naming, open_filesystem, patiently
+from sketchray.storage import child, open_filesystem, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -176,15 +176,14 @@ def load_state(uri: str) -> dict[str, Any]:
 
 def _read(uri: str, name: str, meta: Meta) -> bytes:
     """Returns the content of a file of a checkpoint, which is as `meta` says."""
-    filesystem, path = open_filesystem(uri)
 
     def content_of_file() -> bytes:
+        filesystem, path = open_filesystem(uri)
         with filesystem.open_input_file(f"{path}/{name}") as file:
             return bytes(file.read())
 
     try:
-        with naming(child(uri, name)):
-            content = patiently(content_of_file, child(uri, name))
+        content = patiently(content_of_file, child(uri, name), "cannot be read", "try again")
     except OSError as error:
         raise CheckpointError(f"{uri}/{name}: {error}; the checkpoint is damaged") from error
     expected = meta.files.get(name)

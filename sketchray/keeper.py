@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pyarrow.fs as pafs
 
 from sketchray import checkpoint as checkpoints
-from sketchray.errors import RunError
+from sketchray.errors import RunError, first_line
 from sketchray.owner import Claim
 from sketchray.runs import checkpoint_name, is_checkpoint, remove, stored_checkpoints
 from sketchray.storage import child, naming, open_filesystem, patiently
@@ -64,14 +64,20 @@ class Keeper:
     def _store(self, step: int, contents: Mapping[str, bytes], *, patient: bool) -> None:
         uri = child(self.run, checkpoint_name(step))
 
-        def store() -> None:
+        def put() -> None:
             self._check_owner()
             _write(uri, contents)
+
+        if patient:
+            patiently(put, uri, "cannot be written")
+        else:
+            with naming(uri, "cannot be written", "the next one is stored"):
+                put()
+        try:
             self._check_owner()  # it may have taken long
             self._tidy(checkpoint_name(step))
-
-        with naming(uri, "cannot be written", "go on with --resume"):
-            patiently(store, uri) if patient else store()
+        except OSError as error:  # the next one is another try
+            logger.warning("%s: older checkpoints are still there (%s)", self.run, first_line(error))
 
     def _check_owner(self) -> None:
         if self.claim is not None:

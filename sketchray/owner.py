@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sketchray import checkpoint as checkpoints
 from sketchray.errors import RunError
-from sketchray.storage import child, naming, open_filesystem
+from sketchray.storage import child, open_filesystem, patiently
 
 OWNER = "owner.json"
 
@@ -49,21 +49,21 @@ class Claim:
 
         Raises:
             RunError: meanwhile another job has it, or the file is damaged.
-            StorageError: the storage is full or must not be written to.
-            OSError: it cannot be written.
+            StorageError: the storage is full, must not be written to, or does not answer.
+            OSError: it cannot be written for another reason.
         """
-        found = _read(self.run)
+        found = patiently(lambda: _read(self.run), self.run)
         if found.mark == self.mark:
             return
-        if found.mark != self.before:
+        if found.mark not in ("", self.before):
             raise _refused(self.run, found)
         since = datetime.now(UTC).isoformat(" ", "seconds")
         owner = Owner(mark=self.mark, host=socket.gethostname(), process=os.getpid(), since=since)
         filesystem, path = open_filesystem(self.run)
         # Never half written where another job looks: an object is there at once, a file is not.
         beside = f".{OWNER}.{self.mark}" if isinstance(filesystem, pafs.LocalFileSystem) else OWNER
-        with naming(self.run, "cannot be written", "go on with --resume"):
-            checkpoints.write(self.run, {beside: owner.model_dump_json().encode()})
+        contents = {beside: owner.model_dump_json().encode()}
+        patiently(lambda: checkpoints.write(self.run, contents), self.run, "cannot be written")
         if beside != OWNER:
             filesystem.move(f"{path}/{beside}", f"{path}/{OWNER}")
 
@@ -72,6 +72,7 @@ class Claim:
 
         Raises:
             RunError: another job has it, or the file is damaged.
+            OSError: it cannot be read.
         """
         found = _read(self.run)
         if found.mark not in ("", self.mark):

@@ -2,7 +2,7 @@
 
     RUN/config.json             the configuration, written before the run starts
     RUN/start.json              the checkpoints that it starts and learns from, where there are any
-    RUN/owner.json              the job that learns it, see keeper.py
+    RUN/owner.json              the job that learns it, see owner.py
     RUN/checkpoint_000000420/   what was learned in 420 steps
     RUN/tensorboard/            logs
 
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from sketchray import checkpoint as checkpoints
 from sketchray.checkpoint import META, Meta, library_versions
-from sketchray.errors import CheckpointError, RunError
+from sketchray.errors import CheckpointError, RunError, StorageError
 from sketchray.recipe import TrainConfig
 from sketchray.shards import ShardSet
-from sketchray.storage import absolute, child, open_filesystem
+from sketchray.storage import absolute, child, open_filesystem, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def claim_directory(storage_path: str, name: str, files: Mapping[str, str]) -> s
 
     Raises:
         RunError: the name is none or in use, or the directory cannot be written.
+        StorageError: the storage is full, must not be written to, or does not answer.
     """
     if name in ("", ".", "..") or name != Path(name).name:
         raise RunError(f"--name {name!r}: must be one name, without slashes")
@@ -117,11 +118,14 @@ def claim_directory(storage_path: str, name: str, files: Mapping[str, str]) -> s
     filesystem, path = open_filesystem(run)
     if filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
         raise RunError(f"--name {name}: {run} is in use; choose another name, or go on with it by --resume")
+    contents = {name: content.encode() for name, content in files.items()}
     try:
-        checkpoints.write(run, {name: content.encode() for name, content in files.items()})
-    except OSError as error:
+        patiently(lambda: checkpoints.write(run, contents), run, "cannot be written", "try again")
+    except (OSError, StorageError) as error:
         with contextlib.suppress(OSError):
             remove(filesystem, path)
+        if isinstance(error, StorageError):
+            raise
         raise RunError(f"--storage-path {storage_path}: cannot write there ({error}); choose another place") from error
     return run
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sketchray.columns import POINTS
 from sketchray.errors import DataError
-from sketchray.storage import child, naming, open_filesystem, patiently
+from sketchray.storage import child, open_filesystem, patiently
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -190,7 +190,7 @@ class Rows:
         numbers = range(first, last + 1 if stop > start else first)
         if not numbers:
             raise DataError(f"{self.uri}: rows {start}..{stop} of {len(self)} asked for; there are none")
-        filesystem, path = open_filesystem(self.uri)
+        filesystem, path = patiently(lambda: open_filesystem(self.uri), self.uri, "cannot be read", "try again")
 
         def load(group: RowGroup) -> pa.Table:
             with pq.ParquetFile(f"{path}/{group.shard}", filesystem=filesystem, pre_buffer=True) as file:
@@ -201,8 +201,7 @@ class Rows:
             begin = self.ends[number] - group.rows
             uri = child(self.uri, group.shard)
             try:
-                with naming(uri):
-                    table = patiently(lambda: load(group), uri)
+                table = patiently(lambda: load(group), uri, "cannot be read", "try again")
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{uri}: {error}; the data set is damaged, ingest again") from error
             return table.slice(max(start - begin, 0), min(stop, self.ends[number]) - max(start, begin))

@@ -25,9 +25,11 @@ FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # An object store's errors have no number, but for those that pyarrow translates. These are what S3 and GCS say.
 STORE = re.compile(r"AWS Error|google::cloud::Status")
 DENIED = re.compile(
-    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|.*status 4)"
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|REQUEST_TIME_TOO_SKEWED|NO_SUCH_BUCKET|"
+    r"UNKNOWN \(HTTP status (301|400|401|403|404|407)\))"
 )
 WAIT = "wait until the storage answers"
+RESUME = "go on with --resume"
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -35,12 +37,15 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
     Raises:
         Error: no file system opens the URI.
+        OSError: the bucket's region is asked for, and the store refuses.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), absolute(uri)
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and _remedy(error):
+            raise
         raise Error(f"{uri}: not a URI that pyarrow opens ({error}); use a path, file://, s3:// or gs://") from error
     return filesystem, path
 
@@ -67,7 +72,7 @@ def _remedy(error: OSError) -> str | None:
 
 
 @contextlib.contextmanager
-def naming(uri: str, what: str = "cannot be read", then: str = "try again") -> Iterator[None]:
+def naming(uri: str, what: str = "cannot be used", then: str = "try again") -> Iterator[None]:
     """Lets an error of pyarrow say what the user can do, where that is known; all others pass.
 
     Args:
@@ -88,21 +93,26 @@ def naming(uri: str, what: str = "cannot be read", then: str = "try again") -> I
         raise StorageError(f"{uri}: {what} ({reason}); {remedy}, then {then}") from error
 
 
-def patiently(action: Callable[[], T], what: str) -> T:
+def patiently(action: Callable[[], T], uri: str, what: str = "cannot be used", then: str = RESUME) -> T:
     """Returns what `action` returns. Where an object store refuses for now, it is asked again, for `PATIENCE_S`.
 
-    Training waits meanwhile, which costs less than what would be learned again. A disk is not asked again.
+    For what runs long, and would lose more by an error than by waiting. What starts asks once, so that a mistake in a
+    URI shows at once. A disk is not asked again.
 
     Args:
-        action: may be called several times.
-        what: is asked for, as the warnings name it.
+        action: may be called several times, from the beginning.
+        uri, what, then: as for `naming`.
+
+    Raises:
+        StorageError: as `naming`.
     """
     deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return action()
-        except OSError as error:
-            if _remedy(error) != WAIT or time.monotonic() > deadline:
-                raise
-            logger.warning("%s: the storage refuses, trying again (%s)", what, first_line(error))
-        time.sleep(PAUSE_S)
+    with naming(uri, what, then):
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if _remedy(error) != WAIT or time.monotonic() > deadline:
+                    raise
+                logger.warning("%s: the storage refuses, trying again (%s)", uri, first_line(error))
+            time.sleep(PAUSE_S)

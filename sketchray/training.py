@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from sketchray import checkpoint as checkpoints
 from sketchray.cluster import DATA_CPUS, check_shared, connect, cpus_per_worker, tell_if_busy
-from sketchray.errors import Error, RunError, find_error, first_line, named_line
+from sketchray.errors import Error, RunError, StorageError, find_error, first_line, named_line
 from sketchray.order import TrainFeed
 from sketchray.origins import initial_weights, load_teachers
 from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import check_data, claim_run, last_checkpoint, stored_checkpoints
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import absolute, naming, patiently
+from sketchray.storage import RESUME, absolute, naming, patiently
 from sketchray.worker import make_trainer
 
 if TYPE_CHECKING:
@@ -36,16 +36,20 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
         RunError: the workers died too often.
         StorageError: the storage is full, must not be written to, or does not answer.
     """
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     failures, before = 0, last_checkpoint(run)
     while True:
         try:
-            with naming(run, "cannot be used", "go on with --resume"):
+            with naming(run, then=RESUME):
                 make().fit()
             return
-        except TrainingFailedError as error:
-            known, latest = find_error(error), patiently(lambda: last_checkpoint(run), run)
+        except (TrainingFailedError, RayActorError) as error:  # the second where Ray Train's controller dies
+            known = find_error(error)
+            if isinstance(known, StorageError):  # it need not be asked again
+                raise StorageError(first_line(known)) from error
+            latest = patiently(lambda: last_checkpoint(run), run)
             rest = f"; its last checkpoint is {latest}" if latest else ""
             if isinstance(known, Error):
                 what = first_line(known)

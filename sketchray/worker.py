@@ -25,7 +25,7 @@ from sketchray.owner import Claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import make_meta, newest, started_with
 from sketchray.shards import open_shards
-from sketchray.storage import child, naming, patiently
+from sketchray.storage import RESUME, child, naming, patiently
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 def _worker(loop: dict[str, Any]) -> None:
     """What Ray Train runs on every rank."""
+    with naming(loop["run"], then=RESUME):
+        _learn(loop)
+
+
+def _learn(loop: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
@@ -64,12 +69,12 @@ def _worker(loop: dict[str, Any]) -> None:
         rank=rank,
         wrap=wrap,
         class_counts=[shards.manifest.class_counts[name] for name in shards.classes],
-        teachers=load_teachers(teachers, shards.classes),
+        teachers=patiently(lambda: load_teachers(teachers, shards.classes), run),
     )
     keeper = None
     if rank == 0:
         if claim is not None:
-            patiently(claim.take, run)
+            claim.take()
         keeper = Keeper(run, claim)
     history = _go_on(learner, run, origin, shards.classes)
     first_epoch, skip = divmod(learner.steps, feed.steps)
@@ -84,7 +89,7 @@ def _worker(loop: dict[str, Any]) -> None:
         if metrics:
             ray.train.report(metrics)  # a barrier
 
-    with naming(run, "cannot be used", "go on with --resume"), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         logbook = None
         if keeper is not None:
             stack.callback(keeper.close)
@@ -121,7 +126,7 @@ def _go_on(learner: Learner, run: str, origin: str | None, classes: Sequence[str
             logger.info("going on after epoch %d, step %d", meta.epoch, meta.step)
         return list(meta.history)
     if origin is not None:
-        learner.start_from(initial_weights(origin, learner.config, classes))
+        learner.start_from(patiently(lambda: initial_weights(origin, learner.config, classes), origin))
     return []
 
 

@@ -16,8 +16,9 @@ class ObjectStore:
     """Serves S3 on loopback, empty at first.
 
     Attributes:
-        refusals: requests that are still to be refused.
-        status, code: of the refusals.
+        refusing: whether requests are refused.
+        status, code: with which they are.
+        refused: how many were, about.
         client: boto3's.
     """
 
@@ -27,7 +28,7 @@ class ObjectStore:
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel("WARNING")  # a line for each request
-        self.refusals, self.status, self.code = 0, "503 Slow Down", "SlowDown"
+        self.refusing, self.status, self.code, self.refused = False, "503 Slow Down", "SlowDown", 0
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._server.start()
         self.address = ":".join(map(str, self._server.get_host_and_port()))
@@ -40,9 +41,9 @@ class ObjectStore:
         self._server._server.app = self._answer
 
     def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if self.refusals <= 0:
+        if not self.refusing:
             return self._serve(environment, start)
-        self.refusals -= 1
+        self.refused += 1
         body = f"<Error><Code>{self.code}</Code><Message>as it was told</Message></Error>".encode()
         start(self.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]
@@ -53,10 +54,10 @@ class ObjectStore:
 
         def warning(message: str, *arguments: object) -> None:
             told.append(message % arguments)
-            self.refusals = 0
+            self.refusing = False
 
         patch.setattr(storage.logger, "warning", warning)
-        self.refusals = 1_000_000
+        self.refusing = True
         return told
 
     def make_bucket(self, name: str) -> str:

@@ -24,6 +24,9 @@ def test_the_job_that_took_a_run_over_has_it(tmp_path: Path, caplog: pytest.LogC
     for outdated in (early, beside):  # one whose workers start anew, one that began before the later one had the run
         with pytest.raises(RunError, match=refused):
             outdated.take()
+    (tmp_path / OWNER).unlink()  # by mistake
+    later.check()
+    later.take()
     first, second = Keeper(run, early), Keeper(run, later)
     second.keep(20, contents(20, 0.4), wait=True)
     with pytest.raises(RunError, match=refused):
@@ -62,6 +65,26 @@ def test_a_job_that_is_overtaken_while_it_stores_removes_nothing(
     (tmp_path / OWNER).write_text("{")
     with pytest.raises(RunError, match=r"owner\.json: damaged; remove it, then go on with --resume"):
         claim(run)
+
+
+def test_a_checkpoint_that_is_stored_stays_where_older_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("AWS Error SLOW_DOWN during DeleteObjects operation: Please reduce your request rate.")
+
+    keeper = Keeper(str(tmp_path))
+    for step in (10, 20, 30):
+        keeper.keep(step, contents(step), wait=True)
+    monkeypatch.setattr(Keeper, "_tidy", refuse)
+    keeper.keep(40, contents(40), wait=True)
+    assert kept(tmp_path) == [name(20), name(30), name(40)]
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: older checkpoints are still there (AWS Error SLOW_DOWN")
+    monkeypatch.undo()
+    keeper.keep(50, contents(50), wait=True)
+    keeper.close()
+    assert kept(tmp_path) == [name(40), name(50)]
 
 
 def test_a_disk_that_is_full_is_named_when_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

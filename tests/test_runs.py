@@ -290,7 +290,10 @@ def test_a_place_that_cannot_be_written_is_named_and_left_as_it_was(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"--storage-path .*/file: cannot write there \(.*\); choose another place"):
         claim_run(TINY, str(tmp_path / "file"), "new", resume=False)
-    with files_of_at_most(10), pytest.raises(RunError, match="cannot write there"):
+    with (
+        files_of_at_most(10),
+        pytest.raises(StorageError, match=r"cannot be written .*; make room there, then try again"),
+    ):
         claim_run(TINY, str(tmp_path), "new", resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ray.util import placement_group_table
 from ray.util.state import list_actors
 
 from sketchray import checkpoint as checkpoints
+from sketchray.errors import RunError
+from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
 from sketchray.tuning import SweepConfig, tune
 from sketchray.tuning.study import CUT_OFF, Journal
@@ -86,6 +89,25 @@ def test_trials_fail_and_are_stopped_alone_and_leave_nothing(
     last = study_of(run).trials[3]
     assert (last.params["lr"], last.user_attrs["fate"], list(last.intermediate_values)) == (1e-7, "stopped", [1])
     assert (result["trials"], result["stopped"], result["failed"]) == (4, 2, 1)
+    assert_nothing_is_left(before)
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_that_another_job_resumes_stops(cluster: str, doodle_shards: str, tmp_path: Path) -> None:
+    before = alive()
+    run = tmp_path / "twice"
+    sweep = SweepConfig(num_samples=50, num_epochs=50, scheduler="none", presets=False)
+    places: dict[str, Any] = {"data": doodle_shards, "storage_path": str(tmp_path), "name": "twice"}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(tune, sweep, **places, fix=SMALL, max_concurrent_trials=1)
+        until = time.monotonic() + 300
+        while not list(run.glob("trial_*/checkpoint_*/meta.json")) and time.monotonic() < until and first.running():
+            time.sleep(0.2)
+        claim(str(run)).take()
+        with pytest.raises(RunError, match=rf"^{run}: another job goes on here since .*, so this one stops"):
+            first.result(300)
+    assert not (run / "best.json").exists()
+    assert study_of(run).trials[-1].state == TrialState.RUNNING  # for the other job to make good
     assert_nothing_is_left(before)
 
 

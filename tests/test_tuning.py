@@ -382,6 +382,8 @@ def test_a_sweep_that_another_job_resumes_tells_its_study_nothing_more(tmp_path:
         keeper.on_step_end(0, [])
     with pytest.raises(RunError, match="another job goes on here"):
         search.suggest("1")
+    with pytest.raises(RunError, match="another job goes on here"):  # as where the time of the sweep is over
+        keeper.close()
     assert search.study.trials == before
     assert tidied == []
 

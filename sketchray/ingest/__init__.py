@@ -58,7 +58,7 @@ def ingest(
 
     Raises:
         DataError: the source is not accepted, and nothing is left in `out`; or `out` is in use.
-        RunError: a node does not see the same; or it had to stop, and what is complete stays.
+        RunError, StorageError: a node does not see the same; or it had to stop, and what is complete stays.
     """
     if num_shards is not None and num_shards < 1:
         raise DataError(f"--num-shards {num_shards}: must be at least 1")
@@ -72,7 +72,11 @@ def ingest(
     try:
         return _ingest(source, stage, seed, num_shards, strict)
     except BaseException as error:
-        if isinstance(find_error(error), RefusedError | HostileError) or not stage.reports("group"):
+        try:
+            refused = isinstance(find_error(error), RefusedError | HostileError) or not stage.reports("group")
+        except OSError:  # the storage refuses, perhaps that was it; so what is there stays
+            refused = False
+        if refused:
             stage.remove()
         else:
             logger.info("what is complete stays in %s: run the same command again to go on", stage.out)
@@ -89,7 +93,8 @@ def _ingest(source: Source, stage: Stage, seed: int, num_shards: int | None, str
     started = time.perf_counter()
     groups = _group(source)
     read = _run("read", len(groups), "group", stage, Reader(source, stage, groups, seed, strict))
-    reports = [GroupReport.model_validate(stage.read_json(name)) for name in stage.reports("group")]
+    done = stage.use(lambda: stage.reports("group"))
+    reports = [GroupReport.model_validate(stage.read_json(name)) for name in done]
     counts: Counter[str] = Counter()
     for report in reports:
         for of_part in report.class_counts.values():
@@ -135,7 +140,8 @@ def _run(verb: str, number: int, kind: str, stage: Stage, task: Callable[[int], 
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    done = {int(name.removeprefix(f"{kind}-").removesuffix(".json")) for name in stage.reports(kind)}
+    reports = stage.use(lambda: stage.reports(kind))
+    done = {int(name.removeprefix(f"{kind}-").removesuffix(".json")) for name in reports}
     pending = [index for index in range(number) if index not in done]
     if not pending:
         return 0
@@ -175,7 +181,8 @@ def _finish(
     stage: Stage, reports: Sequence[GroupReport], classes: list[str], provenance: dict[str, str | int | bool]
 ) -> Manifest:
     """Writes what describes the shards, the manifest last, and returns it."""
-    shards = (ShardReport.model_validate(stage.read_json(name)) for name in stage.reports("shard"))
+    names = stage.use(lambda: stage.reports("shard"))
+    shards = (ShardReport.model_validate(stage.read_json(name)) for name in names)
     groups: list[RowGroup] = []
     files: dict[str, File] = {}
     duplicates = sum(report.duplicates for report in reports)

@@ -105,12 +105,11 @@ class Reader:
     def _write_run(self, group: int, tables: list[pa.Table], report: GroupReport) -> None:
         table = pa.concat_tables(tables).combine_chunks()
         order = sort_unique(table)
-        filesystem, path = open_filesystem(self.stage.out)
-        name = f"{path}/{STAGE}/{run_name(group, len(report.runs))}"
-        run = take(table, order)
+        name, run = run_name(group, len(report.runs)), take(table, order)
 
         def put() -> None:
-            with filesystem.open_output_stream(name) as stream:
+            filesystem, path = open_filesystem(self.stage.out)
+            with filesystem.open_output_stream(f"{path}/{STAGE}/{name}") as stream:
                 write_run(stream, run)
 
         self.stage.use(put)

@@ -1,5 +1,6 @@
 """The working directory of an ingest: what is done so far, so that a killed one goes on where it was."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -8,9 +9,9 @@ from uuid import uuid4
 
 import pyarrow.fs as pafs
 
-from sketchray.errors import DataError, Error, RunError
+from sketchray.errors import DataError, RunError
 from sketchray.shards import MANIFEST
-from sketchray.storage import naming, open_filesystem, patiently
+from sketchray.storage import open_filesystem, patiently
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Stage:
         try:
             filesystem.create_dir(f"{path}/{STAGE}")
             self.write(f"{STAGE}/{PLAN}", json.dumps(plan).encode())
-        except (OSError, Error) as error:
+        except (OSError, RunError) as error:
             raise DataError(f"--out {self.out}: cannot write there ({error}); choose another directory") from error
         return False
 
@@ -76,7 +77,7 @@ class Stage:
         """Returns the names of what is in the output directory, or in one inside it; none if it does not exist."""
         filesystem, path = open_filesystem(self.out)
         selector = pafs.FileSelector(f"{path}/{directory}".rstrip("/"), allow_not_found=True)
-        return sorted(info.base_name for info in self.use(lambda: filesystem.get_file_info(selector)))
+        return sorted(info.base_name for info in filesystem.get_file_info(selector))
 
     def reports(self, kind: str) -> list[str]:
         """Returns the names of the reports of `group`s or `shard`s that are done, in order."""
@@ -84,9 +85,9 @@ class Stage:
 
     def read_json(self, name: str) -> Any:
         """Returns the content of a file of `_ingest`."""
-        filesystem, path = open_filesystem(self.out)
 
         def get() -> bytes:
+            filesystem, path = open_filesystem(self.out)
             with filesystem.open_input_file(f"{path}/{STAGE}/{name}") as file:
                 return bytes(file.read())
 
@@ -98,12 +99,12 @@ class Stage:
         Raises:
             RunError, StorageError: as `use`.
         """
-        filesystem, path = open_filesystem(self.out)
-        # An object store makes an object when it is complete; a rename there would be a copy.
-        is_local = isinstance(filesystem, pafs.LocalFileSystem)
-        target = f"{path}/{STAGE}/{uuid4().hex}.tmp" if is_local else f"{path}/{name}"
 
         def put() -> None:
+            filesystem, path = open_filesystem(self.out)
+            # An object store makes an object when it is complete; a rename there would be a copy.
+            is_local = isinstance(filesystem, pafs.LocalFileSystem)
+            target = f"{path}/{STAGE}/{uuid4().hex}.tmp" if is_local else f"{path}/{name}"
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
             if is_local:
@@ -119,16 +120,15 @@ class Stage:
             RunError: it fails otherwise.
         """
         try:
-            with naming(f"--out {self.out}", "cannot be used", AGAIN):
-                return patiently(action, f"--out {self.out}")
+            return patiently(action, f"--out {self.out}", then=AGAIN)
         except OSError as error:
             raise RunError(f"--out {self.out}: cannot be used ({error}); {AGAIN}") from error
 
     def join(self, kind: str, name: str) -> None:
         """Writes what tasks left in `_ingest` as `KIND-*.ndjson` into one file, in their order."""
-        filesystem, path = open_filesystem(self.out)
 
         def put() -> None:
+            filesystem, path = open_filesystem(self.out)
             with filesystem.open_output_stream(f"{path}/{name}") as stream:
                 for piece in self.names(STAGE):
                     if piece.startswith(f"{kind}-") and piece.endswith(".ndjson"):
@@ -139,9 +139,15 @@ class Stage:
 
     def finish(self) -> None:
         """Removes `_ingest`, the plan first: without it, what is left of it is no start of anything."""
-        filesystem, path = open_filesystem(self.out)
-        filesystem.delete_file(f"{path}/{STAGE}/{PLAN}")
-        filesystem.delete_dir(f"{path}/{STAGE}")
+
+        def clear() -> None:
+            filesystem, path = open_filesystem(self.out)
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_file(f"{path}/{STAGE}/{PLAN}")
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_dir(f"{path}/{STAGE}")
+
+        self.use(clear)
 
     def remove(self) -> None:
         """Removes all that an ingest writes, and the directory if it is of its making."""

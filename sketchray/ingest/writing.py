@@ -96,9 +96,9 @@ class Writer:
 
     def _merge(self, shard: int) -> pa.Table:
         low, high = (-(-bound * PLACES // self.num_shards) for bound in (shard, shard + 1))
-        filesystem, path = open_filesystem(self.stage.out)
 
         def read(run: str) -> pa.Table:
+            filesystem, path = open_filesystem(self.stage.out)
             with filesystem.open_input_file(f"{path}/{STAGE}/{run}") as file:
                 return read_run(file, low, high)
 

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from sketchray.errors import RunError, find_error, first_line, named_line
+from sketchray.errors import Error, find_error, first_line, named_line
 from sketchray.loop import METRIC
 from sketchray.recipe import TrainConfig
 from sketchray.tuning.space import Space, count_parameters
@@ -174,7 +174,7 @@ class Bookkeeper(Callback):
         self, search: StudySearch, stopped: set[int], show: Callable[[bool], None], tidy: Callable[[str], None]
     ) -> None:
         self.search, self.stopped, self.show, self.tidy = search, stopped, show, tidy
-        self.lost: RunError | None = None
+        self.error: Error | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles what it is given."""
@@ -182,22 +182,26 @@ class Bookkeeper(Callback):
 
     def on_step_end(self, iteration: int, trials: "list[TuneTrial]", **info: Any) -> None:
         """Ray Tune looked at what goes on."""
-        if self.lost is not None:  # here, since Ray Tune takes what is raised elsewhere for a trial's
-            raise self.lost
+        self._raise()
         self.show(False)
 
-    def _is_lost(self) -> bool:
+    def _raise(self) -> None:
+        """Raises what stops the sweep; not where it came, since Ray Tune takes that for a trial's failure."""
+        if self.error is not None:
+            raise self.error
+
+    def _works(self, action: Callable[[], None]) -> bool:
         try:
-            self.search.check()
-        except RunError as error:
-            self.lost = error
-        return self.lost is not None
+            action()
+        except Error as error:  # another job has the sweep, or its storage refuses
+            self.error = error
+        return self.error is None
 
     def on_trial_result(
         self, iteration: int, trials: "list[TuneTrial]", trial: "TuneTrial", result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch is over."""
-        if self._is_lost():
+        if not self._works(self.search.check):
             return
         number, epoch = trial.config["number"], int(result["epoch"])
         entry = self.search.entries[number]
@@ -205,7 +209,7 @@ class Bookkeeper(Callback):
             note_epoch(self.search.asked[number], epoch, result[METRIC])
             entry.epochs += 1
         entry.values[epoch] = result[METRIC]
-        self.search.publish()
+        self._works(self.search.publish)
 
     def on_trial_complete(self, iteration: int, trials: "list[TuneTrial]", trial: "TuneTrial", **info: Any) -> None:
         """A trial trained to the end, or was stopped."""
@@ -221,13 +225,14 @@ class Bookkeeper(Callback):
         for number, entry in self.search.entries.items():
             if entry.fate == RUNNING:
                 self._close(number, TIMED_OUT)
+        self._raise()
 
     def _close(self, number: int, fate: str, reason: str = "") -> None:
         from optuna.trial import TrialState
 
-        if self._is_lost():
-            return
         trial, entry = self.search.asked[number], self.search.entries[number]
+        if not self._works(self.search.check):
+            return
         entry.fate, entry.reason, entry.seconds = fate, reason, time.perf_counter() - entry.started
         notes = {"fate": fate, "reason": reason, "seconds": round(entry.seconds, 3)}
         for key, note in notes.items():
@@ -241,9 +246,9 @@ class Bookkeeper(Callback):
             self.search.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.search.study.tell(trial, state=TrialState.FAIL)
-        self.search.publish()
-        self.tidy(str(trial.user_attrs["directory"]))
-        self.show(False)
+        directory = str(trial.user_attrs["directory"])
+        if self._works(self.search.publish) and self._works(lambda: self.tidy(directory)):
+            self.show(False)
 
 
 def reason_of(trial: "TuneTrial") -> str:

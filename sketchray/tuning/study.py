@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs as pafs
 
 from sketchray.errors import RunError, first_line
-from sketchray.storage import child, open_filesystem, patiently
+from sketchray.storage import child, open_filesystem
 from sketchray.tuning.space import PRESETS, Space
 
 if TYPE_CHECKING:
@@ -60,13 +60,10 @@ class Journal:
         self.storage = JournalStorage(JournalFileBackend(str(self.file), lock))
 
     def publish(self) -> None:
-        """Copies the journal to where the sweep is, if that is elsewhere; waits for a storage that refuses."""
+        """Copies the journal to where the sweep is, if that is elsewhere."""
         if self.mirror is not None:
-            patiently(self._copy, self.path)
-
-    def _copy(self) -> None:
-        with self.filesystem.open_output_stream(self.path) as stream:
-            stream.write(self.file.read_bytes())
+            with self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(self.file.read_bytes())
 
 
 def _mend(file: Path) -> None:

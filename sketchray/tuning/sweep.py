@@ -67,6 +67,7 @@ def tune(
         DataError: the data set cannot be used.
         RunError: the name is in use, the cluster is too small, no trial ended well, or another job resumed the sweep
             meanwhile.
+        StorageError: a storage is full, forbidden, or does not answer.
         ValueError: the space is not possible.
     """
     started = time.perf_counter()
@@ -98,7 +99,8 @@ def tune(
     }
     run = claim_sweep(started_with, storage_path, name, resume=resume)
     own = claim(run)
-    own.take()
+    if optuna_storage is None:
+        own.take()  # before the journal is mended
     study, publish = open_study(
         run,
         name,
@@ -108,6 +110,7 @@ def tune(
         resume=resume,
         pareto=sweep.pareto,
     )
+    own.take()
     prepare(study, bounds, presets=sweep.presets)
     publish()
     tell_if_busy(concurrent * num_workers * worker["CPU"], concurrent * num_workers * worker.get("GPU", 0.0))
@@ -156,8 +159,18 @@ def _search(
     from sketchray.tuning.trial import OneWorkerTrial, train_with_workers
 
     over = ended(study)
-    measure = Speedometer(shards) if sweep.pareto else None
-    search = StudySearch(study, space, publish, measure, lambda: patiently(own.check, own.run))
+
+    def check_and_publish() -> None:
+        own.check()
+        publish()
+
+    search = StudySearch(
+        study,
+        space,
+        lambda: patiently(check_and_publish, own.run),
+        Speedometer(shards) if sweep.pareto else None,
+        lambda: patiently(own.check, own.run),
+    )
     scheduler: Any = None  # first in, first out
     stopped: set[int] = set()
     if sweep.scheduler == "asha":
@@ -252,6 +265,6 @@ def _member(trial: "optuna.trial.FrozenTrial", run: str) -> dict[str, Any]:
         METRIC: max(trial.intermediate_values.values()),
         SPEED: notes[SPEED],
         "parameters": notes["parameters"],
-        "checkpoint": checkpoints.best(child(run, notes["directory"])),
+        "checkpoint": patiently(lambda: checkpoints.best(child(run, notes["directory"])), run),
         "config": notes["config"],
     }

@@ -42,7 +42,7 @@ class OneWorkerTrial(Trainable):
         quiet_ray()
         logging.getLogger("sketchray").setLevel(logging.WARNING)
         torch.set_num_threads(min(threads, node_cpus()))
-        self.claim, self.shards = claim, open_shards(data)
+        self.claim, self.shards = claim, patiently(lambda: open_shards(data), data)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -58,7 +58,7 @@ class OneWorkerTrial(Trainable):
     def _begin(self, proposal: dict[str, Any]) -> None:
         config = TrainConfig.model_validate(proposal["config"])
         directory = child(self.claim.run, proposal["directory"])
-        patiently(lambda: prepare(config, self.claim.run, proposal["directory"]), directory)
+        prepare(config, self.claim.run, proposal["directory"])
         self.keeper = Keeper(directory, self.claim)
         self.loop = make_loop(config, self.shards, directory, self.keeper)
         self.epochs = self.loop.epochs()
@@ -113,7 +113,7 @@ def train_with_workers(
 
     quiet_ray()
     config = TrainConfig.model_validate(proposal["config"])
-    patiently(lambda: prepare(config, claim.run, proposal["directory"]), claim.run)
+    prepare(config, claim.run, proposal["directory"])
     make_trainer(
         config,
         data,
@@ -129,5 +129,5 @@ def train_with_workers(
 
 def prepare(config: TrainConfig, run: str, directory: str) -> None:
     """Writes what a trial trains into its directory, unless it goes on."""
-    if stored_config(run, directory) is None:
+    if patiently(lambda: stored_config(run, directory), child(run, directory)) is None:
         claim_run(config, run, directory, resume=False)
