@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -190,8 +190,21 @@ def read(out: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["row"] in ROWS]
 
 
-def table(lines: list[dict[str, Any]]) -> list[tuple[str, int, float, float, float, int, float]]:
-    """Returns name, seeds, mean top-1, difference from `base`, half the spread, parameters, drawings/CPU s."""
+class Row(NamedTuple):
+    """A row of the table: means over its seeds, and half of what they differ by; `early` after 25, 50, 75 %."""
+
+    name: str
+    seeds: int
+    top1: float
+    difference: float
+    half: float
+    early: list[float]
+    parameters: int
+    rate: float
+
+
+def table(lines: list[dict[str, Any]]) -> list[Row]:
+    """Returns `base`, and the changes, the worst first."""
     by_row: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
     for line in lines:
         by_row[line["row"]].append(line)
@@ -203,23 +216,24 @@ def table(lines: list[dict[str, Any]]) -> list[tuple[str, int, float, float, flo
             mean = statistics.mean(values)
             rate = statistics.median(line["drawings_per_cpu_s"] for line in group)
             half = (max(values) - min(values)) / 2
-            found.append((name, len(group), mean, mean - base, half, group[0]["parameters"], rate))
-    return [found[0], *sorted(found[1:], key=lambda row: row[3])]
+            early = [statistics.mean(line["early"][key] for line in group) for key in ("25", "50", "75")]
+            found.append(Row(name, len(group), mean, mean - base, half, early, group[0]["parameters"], rate))
+    return [found[0], *sorted(found[1:], key=lambda row: row.difference)]
 
 
-def draw(rows: list[tuple[str, int, float, float, float, int, float]], noise: float, path: Path) -> None:
+def draw(rows: list[Row], noise: float, path: Path) -> None:
     """Draws the differences from `base` as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    changes = [row for row in rows if row[0] != "base"]
+    changes = [row for row in rows if row.name != "base"]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.26 * len(changes)), layout="constrained")
-    names = [row[0] for row in changes]
-    differences = [100 * row[3] for row in changes]
+    names = [row.name for row in changes]
+    differences = [100 * row.difference for row in changes]
     colours = ["#b4463c" if value < 0 else "#3c7ab4" for value in differences]
-    axes.barh(names, differences, color=colours, xerr=[100 * row[4] for row in changes], ecolor="#555", capsize=2)
+    axes.barh(names, differences, color=colours, xerr=[100 * row.half for row in changes], ecolor="#555", capsize=2)
     axes.axvspan(-100 * noise, 100 * noise, color="#999", alpha=0.25, label="two standard errors of a difference")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
@@ -245,17 +259,22 @@ def main() -> None:
                         file.write(json.dumps(line) + "\n")
                     print(f"{name}, seed {seed}: {line['val_top1']:.2%}", file=sys.stderr, flush=True)
     lines = [line for line in read(arguments.out) if line["num_epochs"] == arguments.num_epochs]
+    if not any(line["row"] == "base" for line in lines):
+        sys.exit("no row `base` of so many epochs, beside which the others could stand")
     rows = table(lines)
     drawings = shards.manifest.splits["valid"]
     # Two models of this accuracy disagree on about a fifth of the drawings.
     noise = 2 * (0.2 / drawings) ** 0.5
     print(f"{arguments.num_epochs} epochs, {shards.manifest.splits}, torch {torch.__version__}")
     print(f"a difference below {noise:.1%} is within two standard errors of {drawings:,} drawings\n")
-    print("| change | seeds | valid top-1 | difference | parameters | drawings/CPU s |\n|---|---|---|---|---|---|")
-    for name, seeds, mean, difference, half, parameters, rate in rows:
-        spread = f" ± {100 * half:.1f}" if seeds > 1 else ""
+    print("| change | seeds | valid top-1 | difference | after 25 / 50 / 75 % | parameters | drawings/CPU s |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        spread = f" ± {100 * row.half:.1f}" if row.seeds > 1 else ""
+        early = " / ".join(f"{100 * share:.1f}" for share in row.early)
         print(
-            f"| {name} | {seeds} | {100 * mean:.1f}{spread} | {100 * difference:+.1f} | {parameters:,} | {rate:,.0f} |"
+            f"| {row.name} | {row.seeds} | {100 * row.top1:.1f}{spread} | {100 * row.difference:+.1f} | {early} | "
+            f"{row.parameters:,} | {row.rate:,.0f} |"
         )
     views = [line for line in lines if "tta_top1" in line]
     if views:
