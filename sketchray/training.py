@@ -47,9 +47,8 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
             return
         except (TrainingFailedError, RayActorError) as error:  # the second where Ray Train's controller dies
             known = find_error(error)
-            if isinstance(known, StorageError):  # it need not be asked again
-                raise StorageError(first_line(known)) from error
-            latest = patiently(lambda: last_checkpoint(run), run)
+            refused = isinstance(known, StorageError)  # then it need not be asked again
+            latest = None if refused else patiently(lambda: last_checkpoint(run), run)
             rest = f"; its last checkpoint is {latest}" if latest else ""
             if isinstance(known, Error):
                 what = first_line(known)
