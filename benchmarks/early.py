@@ -26,7 +26,8 @@ class Arguments:
 
     Attributes:
         data: directory that jobs/ingest.py wrote.
-        percents: of the points: a model for each, which learns and is asked this beginning only; the last is asked all.
+        percents: of the points: a model for each, which learns and is asked this beginning only. One more learns
+            beginnings of any length, and is asked all of them.
         num_epochs: of each model.
         threads: of PyTorch.
     """

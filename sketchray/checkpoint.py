@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sketchray.errors import CheckpointError, first_line
 from sketchray.model import ModelConfig, StrokeClassifier
-from sketchray.storage import child, open_filesystem, patiently
+from sketchray.storage import child, open_filesystem, patiently, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +117,8 @@ def read_meta(uri: str) -> Meta:
     Raises:
         CheckpointError: there is none, it is of another format version, or it is damaged.
     """
-    filesystem, path = open_filesystem(uri)
     try:
-        with filesystem.open_input_file(f"{path}/{META}") as file:
-            content = json.loads(file.read())
+        content = json.loads(read_file(child(uri, META)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{uri}: not a checkpoint (no {META}); name a checkpoint directory or a run directory"
@@ -176,14 +174,9 @@ def load_state(uri: str) -> dict[str, Any]:
 
 def _read(uri: str, name: str, meta: Meta) -> bytes:
     """Returns the content of a file of a checkpoint, which is as `meta` says."""
-
-    def content_of_file() -> bytes:
-        filesystem, path = open_filesystem(uri)
-        with filesystem.open_input_file(f"{path}/{name}") as file:
-            return bytes(file.read())
-
+    file = child(uri, name)
     try:
-        content = patiently(content_of_file, child(uri, name), "cannot be read", "try again")
+        content = patiently(lambda: read_file(file), file, "cannot be read", "try again")
     except OSError as error:
         raise CheckpointError(f"{uri}/{name}: {error}; the checkpoint is damaged") from error
     expected = meta.files.get(name)

@@ -17,7 +17,7 @@ from sketchray import checkpoint as checkpoints
 from sketchray.checkpoint import Meta
 from sketchray.errors import CheckpointError
 from sketchray.model import StrokeClassifier
-from sketchray.storage import absolute, open_filesystem
+from sketchray.storage import absolute, read_file
 
 TOLERANCE = 1e-4  # of a logit: two libraries round differently, and a probability moves by less than that
 SIZES = ((1, 1), (1, 40), (5, 126))  # drawings and points with which an export is compared
@@ -52,10 +52,8 @@ def open_exported(uri: str) -> tuple[ExportedModel, Meta, str]:
     Raises:
         CheckpointError: it is no such file.
     """
-    filesystem, path = open_filesystem(absolute(uri))
     try:
-        with filesystem.open_input_file(path) as file:
-            content = file.read()
+        content = read_file(absolute(uri))
     except OSError as error:
         raise CheckpointError(f"{uri}: {error}; write it with jobs/export.py") from error
     try:

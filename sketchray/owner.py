@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sketchray import checkpoint as checkpoints
 from sketchray.errors import RunError
-from sketchray.storage import child, open_filesystem, patiently
+from sketchray.storage import child, open_filesystem, patiently, read_file
 
 OWNER = "owner.json"
 
@@ -89,10 +89,8 @@ def claim(run: str) -> Claim:
 
 
 def _read(run: str) -> Owner:
-    filesystem, path = open_filesystem(child(run, OWNER))
     try:
-        with filesystem.open_input_file(path) as file:
-            return Owner.model_validate_json(file.read())
+        return Owner.model_validate_json(read_file(child(run, OWNER)))
     except FileNotFoundError:
         return Owner()
     except ValidationError as error:

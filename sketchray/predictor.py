@@ -18,7 +18,7 @@ from sketchray.batch import pad
 from sketchray.checkpoint import META, WEIGHTS, Meta
 from sketchray.errors import CheckpointError
 from sketchray.exported import ExportedModel, open_exported, to_onnx
-from sketchray.storage import absolute, child, open_filesystem
+from sketchray.storage import absolute, child, read_file
 from sketchray.strokes import Int16Array
 
 Backend = Literal["onnx", "torch"]
@@ -66,9 +66,7 @@ class Predictor:
         model, meta = checkpoints.load(uri)
         digest = hashlib.sha256()
         for name in (WEIGHTS, META):
-            filesystem, path = open_filesystem(child(uri, name))
-            with filesystem.open_input_file(path) as file:
-                digest.update(file.read())
+            digest.update(read_file(child(uri, name)))
         runs = ExportedModel(to_onnx(uri, model, meta)[0]) if backend == "onnx" else model
         return cls(runs, meta, digest.hexdigest()[:12])
 

@@ -61,6 +61,17 @@ def child(uri: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{mark}{query}"
 
 
+def read_file(uri: str) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    filesystem, path = open_filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        return bytes(file.read())
+
+
 def _remedy(error: OSError) -> str | None:
     if error.errno in FULL:
         return "make room there"
@@ -72,7 +83,7 @@ def _remedy(error: OSError) -> str | None:
 
 
 @contextlib.contextmanager
-def naming(uri: str, what: str = "cannot be used", then: str = "try again") -> Iterator[None]:
+def naming(uri: str, what: str = "cannot be used", then: str = RESUME) -> Iterator[None]:
     """Lets an error of pyarrow say what the user can do, where that is known; all others pass.
 
     Args:

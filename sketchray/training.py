@@ -14,7 +14,7 @@ from sketchray.owner import claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import check_data, claim_run, last_checkpoint, stored_checkpoints
 from sketchray.shards import ShardSet, open_shards
-from sketchray.storage import RESUME, absolute, naming, patiently
+from sketchray.storage import absolute, naming, patiently
 from sketchray.worker import make_trainer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _fit(make: "Callable[[], TorchTrainer]", run: str) -> None:
     failures, before = 0, last_checkpoint(run)
     while True:
         try:
-            with naming(run, then=RESUME):
+            with naming(run):
                 make().fit()
             return
         except (TrainingFailedError, RayActorError) as error:  # the second where Ray Train's controller dies

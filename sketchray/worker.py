@@ -25,7 +25,7 @@ from sketchray.owner import Claim
 from sketchray.recipe import TrainConfig
 from sketchray.runs import make_meta, newest, started_with
 from sketchray.shards import open_shards
-from sketchray.storage import RESUME, child, naming, patiently
+from sketchray.storage import child, naming, patiently
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def _worker(loop: dict[str, Any]) -> None:
     """What Ray Train runs on every rank."""
-    with naming(loop["run"], then=RESUME):
+    with naming(loop["run"]):
         _learn(loop)
 
 
@@ -53,8 +53,9 @@ def _learn(loop: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, node_cpus() // context.get_local_world_size()))
     config, run = TrainConfig.model_validate(loop["config"]), loop["run"]
-    claim: Claim | None = loop["claim"]
-    shards, (origin, teachers) = patiently(lambda: (open_shards(loop["data"]), started_with(run)), run)
+    claim: Claim = loop["claim"]
+    shards = patiently(lambda: open_shards(loop["data"]), loop["data"])
+    origin, teachers = patiently(lambda: started_with(run), run)
     feed = TrainFeed(shards.rows(config.train_split), config.batch_size, config.seed, rank, world_size)
 
     def wrap(model: nn.Module) -> nn.Module:
@@ -73,8 +74,7 @@ def _learn(loop: dict[str, Any]) -> None:
     )
     keeper = None
     if rank == 0:
-        if claim is not None:
-            claim.take()
+        claim.take()
         keeper = Keeper(run, claim)
     history = _go_on(learner, run, origin, shards.classes)
     first_epoch, skip = divmod(learner.steps, feed.steps)
@@ -138,8 +138,8 @@ def make_trainer(
     name: str,
     num_workers: int | tuple[int, int],
     worker: dict[str, float],
+    claim: Claim,
     checkpoint_every_s: float = 0.0,
-    claim: Claim | None = None,
     callbacks: Sequence["UserCallback"] = (),
     quiet: bool = False,
 ) -> "TorchTrainer":

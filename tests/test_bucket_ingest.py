@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from flaky_server import Answer, FlakyServer, doodle_file
+from object_store import ObjectStore
 from test_binary import encode as encode_binary
 from test_jobs import error, job, result
 from test_npz import archive
@@ -177,18 +177,10 @@ def test_a_class_that_is_none_is_named_with_what_is_close_and_nothing_is_asked(
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server with a bucket `drawings` and files below `full/`; yields its address."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    # All servers of a process have one memory.
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
+def s3(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An S3 server with a bucket `drawings` and files below `full/`; returns the URI of `shards` beside it."""
     variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://{store.address}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -197,21 +189,18 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     # What `ray job submit --runtime-env-json` does: the workers get the same variables.
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": variables}}))
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="drawings")
+    uri = store.make_bucket("drawings")
     for name in CLASSES:
-        client.put_object(Bucket="drawings", Key=f"full/{name}.ndjson", Body=content("simplified", name))
-    yield f"{host}:{port}"
-    server.stop()
+        store.client.put_object(Bucket="drawings", Key=f"full/{name}.ndjson", Body=content("simplified", name))
+    return uri.format("shards")
 
 
 def test_from_s3_to_s3(cluster: str, s3: str, server: FlakyServer, tmp_path: Path) -> None:
-    out = f"s3://key:secret@drawings/shards?endpoint_override={s3}&scheme=http"
-    answer = result(job("ingest", "--source", "s3://drawings/full", "--out", out, address=cluster))
-    assert (answer["drawings"], answer["classes"], answer["out"]) == (3 * NUMBER, 3, out)
-    shards = open_shards(out)
+    answer = result(job("ingest", "--source", "s3://drawings/full", "--out", s3, address=cluster))
+    assert (answer["drawings"], answer["classes"], answer["out"]) == (3 * NUMBER, 3, s3)
+    shards = open_shards(s3)
     shards.verify()
     local = open_shards(str(ingest_files(server, "simplified", tmp_path)))
     assert shards.manifest == local.manifest  # checksums of the files too
-    again = job("ingest", "--source", "s3://drawings/full", "--out", out, address=cluster)
+    again = job("ingest", "--source", "s3://drawings/full", "--out", s3, address=cluster)
     assert "already holds a data set" in error(again)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import httpx
 import pytest
 from flaky_server import Answer, FlakyServer, crc32c, doodle_file
+from object_store import ObjectStore
 from test_download import FAST, MENDED
 
 from sketchray.errors import DataError
@@ -115,27 +115,18 @@ def test_local_files_are_listed_by_name(tmp_path: Path, prefix: str) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """An S3 server, named by the usual environment variables, and the URI of a directory on it."""
-    import boto3
     import s3fs
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    # All servers of a process have one memory.
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    with ObjectStore() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="drawings")
+        store.make_bucket("drawings")
         for key in (f"full/{EIFFEL}", "full/cat.ndjson", "full/inner/dog.ndjson", "full/cat.bin"):
-            client.put_object(Bucket="drawings", Key=key, Body=doodle_file(Path(key).stem))
+            store.client.put_object(Bucket="drawings", Key=key, Body=doodle_file(Path(key).stem))
         s3fs.S3FileSystem.clear_instance_cache()
         yield "s3://drawings/full"
-    server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from sketchray.errors import DataError, RunError
 from sketchray.shards import MANIFEST
-from sketchray.storage import open_filesystem, patiently
+from sketchray.storage import child, open_filesystem, patiently, read_file
 
 T = TypeVar("T")
 
@@ -85,13 +85,7 @@ class Stage:
 
     def read_json(self, name: str) -> Any:
         """Returns the content of a file of `_ingest`."""
-
-        def get() -> bytes:
-            filesystem, path = open_filesystem(self.out)
-            with filesystem.open_input_file(f"{path}/{STAGE}/{name}") as file:
-                return bytes(file.read())
-
-        return json.loads(self.use(get))
+        return json.loads(self.use(lambda: read_file(child(self.out, f"{STAGE}/{name}"))))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file of the output directory, whole or not at all.

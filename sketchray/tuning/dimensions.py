@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sketchray.errors import Error
-from sketchray.storage import open_filesystem
+from sketchray.storage import read_file
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ def read_space(uri: str) -> dict[str, Any]:
     Raises:
         Error: it is not there, or no JSON object.
     """
-    filesystem, path = open_filesystem(uri)
     try:
-        with filesystem.open_input_file(path) as file:
-            content = json.loads(file.read())
+        content = json.loads(read_file(uri))
     except OSError as error:
         raise Error(f"--space {uri}: cannot be read ({error}); name a JSON file") from error
     except ValueError as error:

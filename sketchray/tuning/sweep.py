@@ -189,7 +189,7 @@ def _search(
         search,
         stopped,
         lambda last: board.show(search.entries.values(), last=last),
-        lambda directory: patiently(lambda: keep_best(child(own.run, directory)), directory),
+        lambda directory: patiently(lambda: keep_best(child(own.run, directory)), own.run),
     )
     trainable: Any
     if num_workers == 1:
